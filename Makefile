@@ -1,0 +1,39 @@
+# Two commands: `make demo` and `make test`. `make env` alone does the set-up that both share.
+PY ?= python3
+TORCH ?= auto
+V := .venv
+B := $(V)/bin
+FIND := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend=$(TORCH))
+
+env: $(V)/.ok
+
+# uv takes seconds where pip takes minutes; pip is the way out where uv cannot be had.
+$(V)/.ok: pyproject.toml constraints.txt
+	$(PY) -m venv $(V)
+	$(B)/python -m pip install -q --disable-pip-version-check uv \
+	  && VIRTUAL_ENV=$(V) $(B)/uv pip install -q $(FIND) -c constraints.txt -e '.[dev]' \
+	  || $(B)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(V)/.ok
+	$(B)/mechinterp demo
+
+test: $(V)/.ok
+	OMP_NUM_THREADS=1 $(B)/python -m pytest -n 2
+
+lint: $(V)/.ok
+	$(B)/ruff check .
+	$(B)/ruff format --check .
+
+types: $(V)/.ok
+	$(B)/pyright
+
+# The same backend file against the newest transformer-lens 4.x, in an environment of its own.
+test-matrix:
+	$(PY) -m venv .venv-tl4
+	.venv-tl4/bin/python -m pip install -q --disable-pip-version-check uv
+	grep -v '^transformer-lens==' constraints.txt > .venv-tl4/constraints.txt
+	VIRTUAL_ENV=.venv-tl4 .venv-tl4/bin/uv pip install -q $(FIND) -c .venv-tl4/constraints.txt 'transformer-lens>=4,<5' -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-tl4/bin/python -m pytest -n 2 tests/test_parity.py tests/test_verify.py tests/test_model.py
+
+.PHONY: env demo test lint types test-matrix

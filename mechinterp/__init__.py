@@ -1,0 +1,1 @@
+"""The hook layer and the maths: knows nothing of personas or markers."""

@@ -1,0 +1,1 @@
+"""Change a model: from (source, target, tokens, metric) to a grid of effects."""

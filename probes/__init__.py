@@ -1,0 +1,1 @@
+"""Read a model: from (Model, tokens) to a Result."""
