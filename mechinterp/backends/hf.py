@@ -1,0 +1,169 @@
+"""What the backends over Hugging Face modules share: the arguments of a pass, its keys and values, its head.
+
+Masks and position ids are always explicit where anything is padded; where nothing is, no mask is passed, which
+keeps each kernel's causal fast path.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache as HFCache
+from transformers.cache_utils import CacheLayerMixin
+
+from mechinterp.backends.anatomy import Anatomy, config_of, module_at
+from mechinterp.backends.protocol import Pass
+
+
+class GrowingLayer(CacheLayerMixin):
+    """Keys and values of one layer in a buffer that doubles: a step writes one slot and copies nothing."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self):
+        super().__init__()
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
+        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        self._reserve(end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _reserve(self, n: int) -> None:
+        if n <= self.keys.shape[2]:
+            return
+        room = max(n + 64, min(2 * n, n + 1024))
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            grown = old.new_empty(*old.shape[:2], room, old.shape[3])
+            grown[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, grown)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def select(self, rows: Int[Tensor, "row"]) -> "GrowingLayer":
+        chosen = GrowingLayer()
+        if self.is_initialized:
+            chosen.lazy_initialization(self.keys, self.values)
+            chosen.keys = self.keys[:, :, : self.length][rows.to(self.keys.device)]
+            chosen.values = self.values[:, :, : self.length][rows.to(self.values.device)]
+            chosen.length = self.length
+        return chosen
+
+
+class KeyValues:
+    """The cache of a Hugging Face model: every layer keeps every slot, sliding windows too, so any prefix can be replayed."""
+
+    def __init__(self, n_layers: int):
+        self.hf = HFCache(layers=[GrowingLayer() for _ in range(n_layers)])
+
+    @property
+    def n_slots(self) -> int:
+        return self.hf.layers[0].get_seq_length()
+
+    def select(self, rows: Int[Tensor, "row"]) -> "KeyValues":
+        chosen = KeyValues(0)
+        chosen.hf = HFCache(layers=[layer.select(rows) for layer in self.hf.layers])  # pyright: ignore
+        return chosen
+
+    def crop(self, n_slots: int) -> None:
+        for layer in self.hf.layers:
+            layer.length = min(layer.length, n_slots)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def crop_layers(self, first: int, n_slots: int) -> None:
+        """Forgets slots of the layers from `first` on only; they must be replayed before the cache is used."""
+        for layer in self.hf.layers[first:]:
+            layer.length = min(layer.length, n_slots)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def accepted(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def arguments(request: Pass, model_accepts: set[str], n_layers: int) -> dict[str, Any]:
+    """The keyword arguments of the model's forward for a pass, its cache included."""
+    cache = request.cache
+    if cache is None and request.keep_cache:
+        cache = KeyValues(n_layers)
+    mask = request.key_mask()
+    given = {
+        "input_ids": request.tokens,
+        "attention_mask": None if mask is None else mask.long(),
+        "position_ids": request.rows.position.clamp_min(0),
+        "past_key_values": None if cache is None else cache.hf,  # pyright: ignore[reportAttributeAccessIssue]
+        "use_cache": cache is not None,
+    }
+    return {name: value for name, value in given.items() if name in model_accepts}
+
+
+def cache_of(kwargs: dict[str, Any], request: Pass) -> Any:
+    """The cache to hand on, around the one that the pass filled."""
+    if not request.keep_cache:
+        return None
+    if request.cache is not None:
+        return request.cache
+    cache = KeyValues(0)
+    cache.hf = kwargs["past_key_values"]
+    return cache
+
+
+def unembed(model: nn.Module, anatomy: Anatomy, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+    """Final norm, unembedding, logit scale and soft-capping, as the model itself would apply them."""
+    norm = module_at(model, anatomy.final_norm)
+    head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    weight = next(norm.parameters())
+    return logits_of(model, anatomy, head(norm(residual.to(weight.device, weight.dtype)).to(head.weight.device)))
+
+
+def logits_of(model: nn.Module, anatomy: Anatomy, logits: Tensor) -> Tensor:
+    """What the architecture does to the unembedding's output before it is the model's logits."""
+    config = config_of(model, anatomy)
+    if anatomy.logit_scale is not None:
+        logits = logits / getattr(config, anatomy.logit_scale)
+    cap = getattr(config, anatomy.softcap) if anatomy.softcap else None
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def split_qkv(anatomy: Anatomy, name: str, x: Tensor, n_heads: int, n_kv: int) -> Float[Tensor, "batch slot head d_head"]:
+    """The q, k or v of a projection's output, with a head axis."""
+    if anatomy.fused is None:
+        return rearrange(x, "batch slot (head d) -> batch slot head d", head=n_heads if name == "q" else n_kv)
+    if anatomy.fused == "heads_in_thirds":
+        return rearrange(x, "batch slot (head third d) -> third batch slot head d", third=3, head=n_heads)["qkv".index(name)]
+    d_head = x.shape[-1] // (n_heads + 2 * n_kv)
+    q, k, v = x.split([n_heads * d_head, n_kv * d_head, n_kv * d_head], dim=-1)
+    return rearrange({"q": q, "k": k, "v": v}[name], "batch slot (head d) -> batch slot head d", d=d_head)
+
+
+def first(output: Any) -> Tensor:
+    """The tensor of a module's output: bare in transformers >= 5, the first of a tuple before and in attention."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """An output like this one with another tensor in the first place."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value

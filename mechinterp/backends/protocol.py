@@ -1,0 +1,195 @@
+"""What every library must be able to do, and the plain data that a pass hands to it.
+
+Nothing above this package knows which library runs. A backend gets a `Pass` that is already checked and resolved
+(the door is `Model`), calls `Recorder.visit` where the model makes each asked-for activation, and returns an
+`Outcome`. What one backend can do and another cannot is an optional protocol of its own (`Replays`).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.interventions import Intervention, Rows
+from mechinterp.sites import Site
+
+BackendName = Literal["transformers", "nnsight", "hooked_transformer", "transformer_bridge"]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes of a model. `n_kv_heads` differs from `n_heads` under grouped-query attention."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    n_ctx: int | None
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """The shape that a site has at one position."""
+        if site.name in ("k", "v", "k_rot"):
+            return (self.n_kv_heads, self.d_head)
+        if site.name in ("q", "q_rot", "z"):
+            return (self.n_heads, self.d_head)
+        return (self.d_model,)
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens seen so far. A pass that is given a cache uses it up: go on with the new one."""
+
+    @property
+    def n_slots(self) -> int: ...
+
+    def select(self, rows: Int[Tensor, "row"]) -> Self:
+        """A cache of its own with these batch rows, in this order; rows may repeat."""
+        ...
+
+    def crop(self, n_slots: int) -> None:
+        """Forgets every slot from `n_slots` on."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass over a chunk of slots, resolved. `pad_left` counts the padding slots before each row's tokens."""
+
+    tokens: Int[Tensor, "batch slot"]
+    rows: Rows
+    pad_left: Int[Tensor, "batch"] | None
+    capture: tuple[Site, ...] = ()
+    slots: Int[Tensor, "batch k"] | None = None
+    interventions: tuple[Intervention, ...] = ()
+    logit_slots: Int[Tensor, "batch k"] | None = None
+    stop_after: int | None = None
+    cache: Cache | None = None
+    keep_cache: bool = False
+    natural: tuple[Site, ...] = ()
+
+    @property
+    def n_cached(self) -> int:
+        return 0 if self.cache is None else self.cache.n_slots
+
+    @property
+    def wants_logits(self) -> bool:
+        return self.stop_after is None and (self.logit_slots is None or self.logit_slots.shape[1] > 0)
+
+    def key_mask(self) -> Bool[Tensor, "batch key"] | None:
+        """False on left padding, over cached and new slots; None where nothing is padded."""
+        if self.pad_left is None:
+            return None
+        slot = torch.arange(self.n_cached + self.tokens.shape[1], device=self.tokens.device)
+        return slot[None] >= self.pad_left[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a backend returns: the recorder holds captures and counts; logits are None where none were asked for."""
+
+    logits: Float[Tensor, "batch k d_vocab"] | None
+    cache: Cache | None
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Captures and edits activations as a backend hands them over, one visit a site, and counts what it edited."""
+
+    request: Pass
+    values: dict[Site, Tensor] = field(default_factory=dict)
+    natural: dict[Site, Tensor] = field(default_factory=dict)
+    applied: list[int] = field(default_factory=list)
+    peaks: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.applied = [0] * len(self.request.interventions)
+        self._by_site: dict[Site, list[tuple[int, Intervention]]] = {}
+        for index, intervention in enumerate(self.request.interventions):
+            self._by_site.setdefault(intervention.site, []).append((index, intervention))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that a backend must hand over, in forward order."""
+        return tuple(sorted({*self.request.capture, *self.request.natural, *self._by_site}))
+
+    def visit(self, site: Site, x: Float[Tensor, "batch slot *shape"]) -> Float[Tensor, "batch slot *shape"]:
+        """x as the model should go on with it."""
+        if site in self.request.natural:
+            self.natural[site] = x.detach()
+        for index, intervention in self._by_site.get(site, ()):
+            x = intervention.edit(x, self.request.rows)
+            count = int(intervention.mask(self.request.rows).sum())
+            self.applied[index] += count
+            if count:
+                self.peaks.append(x.detach().abs().amax().float().cpu())
+        if site in self.request.capture:
+            self.values[site] = self._kept(x)
+        return x
+
+    def edits(self, site: Site) -> bool:
+        return site in self._by_site
+
+    def put(self, site: Site, value: Tensor) -> None:
+        """Keeps what a backend computed itself (attention rows, already sliced)."""
+        self.values[site] = value.detach()
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """A copy, so that no later change in place shows in what was captured."""
+        if self.request.slots is None:
+            return x.detach().clone()
+        return gather_slots(x.detach(), self.request.slots)
+
+    def check(self) -> None:
+        """Raises RuntimeError unless every edit acted on exactly the rows asked, and left the stream in range."""
+        for intervention, applied in zip(self.request.interventions, self.applied, strict=True):
+            asked = int(intervention.mask(self.request.rows).sum())
+            late = self.request.stop_after is not None and intervention.site.layer > self.request.stop_after
+            if applied != asked and not late:
+                raise RuntimeError(
+                    f"{type(intervention).__name__} at {intervention.site} was asked for {asked} rows and acted on"
+                    f" {applied}; this backend did not run the site"
+                )
+        limit = math.sqrt(torch.finfo(torch.float32).max)
+        if any(not peak.isfinite() or peak > limit for peak in self.peaks):
+            peak = max(float(p) if p.isfinite() else math.inf for p in self.peaks)
+            raise FloatingPointError(
+                f"an edit left activations as large as {peak:.1e}: the final norm would square them beyond fp32 and"
+                " every logit would be the same; use a smaller strength"
+            )
+
+
+def gather_slots(x: Float[Tensor, "batch slot *shape"], slots: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k *shape"]:
+    """The chosen slots of each batch row."""
+    batch = rearrange(torch.arange(len(x), device=x.device), "batch -> batch 1")
+    return x[batch, slots.to(x.device)]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A library that runs one model. `sites` are the names it can read for this architecture."""
+
+    name: BackendName
+    dims: Dims
+    sites: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    def forward(self, request: Pass, recorder: Recorder) -> Outcome: ...
+
+    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+        """Final norm, unembedding, scale and soft-capping: the logits of a residual stream after the last layer."""
+        ...
+
+
+@runtime_checkable
+class Replays(Protocol):
+    """A backend that can run the upper layers alone, from a residual stream that the caller has."""
+
+    def replay(self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]) -> Outcome:
+        """Runs layers `layer`.. on `residual` (the resid_pre of `layer`) over the prefix that the cache holds."""
+        ...

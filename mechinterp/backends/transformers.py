@@ -1,0 +1,232 @@
+"""The reference backend: plain torch hooks on a Hugging Face model, which is left as it was found.
+
+A hook lives for one pass and comes off in `finally`. Final logits are computed only at the asked slots, by gathering
+the rows in front of the unembedding, so that the model's own head does the rest.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechinterp.backends import attention_rows, hf
+from mechinterp.backends.anatomy import Anatomy, config_of, dims_of, module_at, readable
+from mechinterp.backends.protocol import BackendName, Outcome, Pass, Recorder, gather_slots
+from mechinterp.sites import Site
+
+
+class _Stop(Exception):
+    """The last layer that was asked for is done."""
+
+
+class TransformersBackend:
+    """Runs `model` as it is: its weights, kernel, device map and dtype."""
+
+    name: BackendName = "transformers"
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy):
+        self.model, self.anatomy = model, anatomy
+        self.config = config_of(model, anatomy)
+        self.dims = dims_of(model, anatomy)
+        self.sites = readable(anatomy, self.config)
+        self.layers: Any = module_at(model, anatomy.layers)
+        self.attentions = {i: module_at(layer, anatomy.attention) for i, layer in enumerate(self.layers)}
+        self.scale = float(getattr(self.config, anatomy.residual_scale)) if anatomy.residual_scale else 1.0
+        self._accepts = hf.accepted(model.forward)
+        embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        self.device: torch.device = embedding.weight.device
+        self.dtype: torch.dtype = embedding.weight.dtype
+
+    def forward(self, request: Pass, recorder: Recorder) -> Outcome:
+        kwargs = hf.arguments(request, self._accepts, self.dims.n_layers)
+        with self._hooks(request, recorder):
+            logits = self._logits(kwargs, request)
+        return Outcome(logits, hf.cache_of(kwargs, request))
+
+    def _logits(self, kwargs: dict[str, Any], request: Pass) -> Tensor | None:
+        """Runs the model, or its body alone where no logits are asked for."""
+        try:
+            if request.wants_logits:
+                return self.model(**kwargs).logits
+            self._body()(**kwargs)
+        except _Stop:
+            pass
+        return None
+
+    def _body(self) -> Any:
+        return self.model.base_model
+
+    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+        return hf.unembed(self.model, self.anatomy, residual)
+
+    # hooks --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _hooks(self, request: Pass, recorder: Recorder) -> Iterator[None]:
+        with ExitStack() as stack:
+            for site in recorder.sites:
+                self._place(stack, site, request, recorder)
+            if any(site.name in ("q_rot", "k_rot", "pattern") for site in recorder.sites) and self.anatomy.tapped:
+                reader = self._attention_reader(request, recorder)
+                layers = {s.layer for s in recorder.sites if s.name in ("q_rot", "k_rot", "pattern")}
+                modules = {layer: self.attentions[layer] for layer in layers}
+                stack.enter_context(attention_rows.reading(modules, reader, self.config._attn_implementation))
+            if request.stop_after is not None:
+                _hook(stack, self.layers[request.stop_after], _stop)
+            elif request.logit_slots is not None and request.logit_slots.shape[1] > 0:
+                head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+                slots = request.logit_slots
+                stack.callback(head.register_forward_pre_hook(lambda _, args: (gather_slots(args[0], slots),)).remove)
+            yield
+
+    def _place(self, stack: ExitStack, site: Site, request: Pass, recorder: Recorder) -> None:
+        """One hook for one site."""
+        layer, anatomy = self.layers[site.layer], self.anatomy
+        match site.name:
+            case "resid_pre":
+                _pre_hook(stack, layer, lambda x: recorder.visit(site, x))
+            case "resid_post":
+                _output_hook(stack, layer, lambda x: recorder.visit(site, x))
+            case "attn_out" | "mlp_out":
+                path = anatomy.attn_out if site.name == "attn_out" else anatomy.mlp_out
+                _output_hook(stack, module_at(layer, path), lambda x: self._scaled(site, x, recorder))
+            case "z":
+                split = "batch slot (head d) -> batch slot head d"
+                merge = "batch slot head d -> batch slot (head d)"
+
+                def visit(x: Tensor) -> Tensor:
+                    heads = rearrange(x, split, head=self.dims.n_heads)
+                    visited = recorder.visit(site, heads)
+                    return x if visited is heads else rearrange(visited, merge)
+
+                _pre_hook(stack, module_at(layer, anatomy.attn_proj), visit)
+            case "q" | "k" | "v":
+                path = anatomy.qkv[0 if anatomy.fused else "qkv".index(site.name)]
+                _output_hook(stack, module_at(layer, path), lambda x: self._read_qkv(site, x, recorder))
+            case "pattern" if not anatomy.tapped:
+                stack.callback(self._eager_rows(site, request, recorder).remove)
+
+    def _scaled(self, site: Site, x: Tensor, recorder: Recorder) -> Tensor:
+        """attn_out and mlp_out are what is added to the stream, a residual multiplier included."""
+        if self.scale == 1.0:
+            return recorder.visit(site, x)
+        scaled = x * self.scale
+        visited = recorder.visit(site, scaled)
+        return x if visited is scaled else visited / self.scale
+
+    def _read_qkv(self, site: Site, x: Tensor, recorder: Recorder) -> Tensor:
+        recorder.visit(site, hf.split_qkv(self.anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads))
+        return x
+
+    def _attention_reader(self, request: Pass, recorder: Recorder) -> attention_rows.Reader:
+        n = request.tokens.shape[1]
+
+        def read(call: attention_rows.AttentionCall) -> None:
+            for name, states in (("q_rot", call.query), ("k_rot", call.key[:, :, -n:])):
+                site = Site(name, call.layer)
+                if site in request.capture:
+                    recorder.visit(site, rearrange(states, "batch head slot d -> batch slot head d"))
+            site = Site("pattern", call.layer)
+            if site in request.capture:
+                slots = all_slots(request).to(call.query.device)
+                recorder.put(site, attention_rows.rows(call, slots, request.pad_left))
+
+        return read
+
+    def _eager_rows(self, site: Site, request: Pass, recorder: Recorder) -> Any:
+        """Rows of a family whose attention is eager by itself (BLOOM): the weights that its module returns."""
+
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            weights = rearrange(output[1], "batch head slot key -> batch slot head key")
+            chosen = gather_slots(weights, all_slots(request))
+            recorder.put(site, rearrange(chosen, "batch k head key -> batch head k key").float())
+
+        return self.attentions[site.layer].register_forward_hook(keep)
+
+    # the upper layers alone ---------------------------------------------------------------------------------
+
+    def replay(self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]) -> Outcome:
+        """Layers `layer`.. on `residual`. Their other arguments (masks, rotary angles) come from a run of the model's
+        own body with recording stubs in place of its layers, so they are what the model itself would pass."""
+        kwargs = hf.arguments(request, self._accepts, self.dims.n_layers)
+        calls = self._layer_calls(kwargs)
+        logits = None
+        with self._hooks(request, recorder):
+            x = residual
+            try:
+                for block, (args, kwargs_) in list(zip(self.layers, calls, strict=True))[layer:]:
+                    x = hf.first(block(x, *args, **kwargs_))
+                if request.wants_logits:
+                    logits = self.unembed(x if request.logit_slots is None else gather_slots(x, request.logit_slots))
+            except _Stop:
+                pass
+        return Outcome(logits, request.cache if request.keep_cache else None)
+
+    def _layer_calls(self, kwargs: dict[str, Any]) -> list[tuple[tuple, dict[str, Any]]]:
+        """What each decoder layer is called with, except its input."""
+        path, _, name = self.anatomy.layers.rpartition(".")
+        holder = module_at(self.model, path)
+        calls: list[tuple[tuple, dict[str, Any]]] = []
+        shell = copy.copy(holder)
+        stubs = nn.ModuleList([_Stub(calls, block) for block in self.layers])
+        shell.__dict__["_modules"] = {**holder._modules, name: stubs}
+        shell(**kwargs)
+        return calls
+
+
+class _Stub(nn.Module):
+    """Stands for a decoder layer: notes its arguments and returns its input."""
+
+    def __init__(self, calls: list, block: nn.Module):
+        super().__init__()
+        self._calls = calls
+        self.__dict__["attention_type"] = getattr(block, "attention_type", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs = dict(kwargs)
+        x = args[0] if args else kwargs.pop("hidden_states")
+        self._calls.append((args[1:], kwargs))
+        return x
+
+
+def all_slots(request: Pass) -> Tensor:
+    """The captured slots, or every slot of the chunk."""
+    if request.slots is not None:
+        return request.slots
+    slots = torch.arange(request.tokens.shape[1], device=request.tokens.device)
+    return slots.expand(len(request.tokens), -1)
+
+
+def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
+    raise _Stop
+
+
+def _hook(stack: ExitStack, module: nn.Module, function: Any) -> None:
+    stack.callback(module.register_forward_hook(function).remove)
+
+
+def _output_hook(stack: ExitStack, module: nn.Module, visit: Any) -> None:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        x = hf.first(output)
+        visited = visit(x)
+        return None if visited is x else hf.with_first(output, visited)
+
+    _hook(stack, module, hook)
+
+
+def _pre_hook(stack: ExitStack, module: nn.Module, visit: Any) -> None:
+    def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        visited = visit(x)
+        if visited is x:
+            return None
+        return ((visited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": visited})
+
+    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+

@@ -1,0 +1,331 @@
+"""An edit of an activation as data: which site, which rows of which sequences, how much, and when.
+
+Positions are absolute indices into a sequence's own tokens and steps count generated tokens, so one
+intervention means the same for a whole sequence, for cached steps and for padded batches. Several at one site
+compose in the order they are given; sites are visited in the order of a forward pass.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp.sites import WRITABLE, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Which rows of which sequences an activation holds.
+
+    `position` is negative on left padding. `step` is the generated token that the row decides, counted from 0 at
+    the last prompt token; it is negative in the prompt before that. `real` is False on padding at either side.
+    """
+
+    position: Int[Tensor, "batch position"]
+    step: Int[Tensor, "batch position"]
+    real: Bool[Tensor, "batch position"]
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """Every real row."""
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real
+
+
+@dataclass(frozen=True)
+class At:
+    """The rows at these absolute positions, in every sequence."""
+
+    positions: tuple[int, ...]
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real & torch.isin(rows.position, torch.tensor(self.positions, device=rows.position.device))
+
+
+@dataclass(frozen=True)
+class From:
+    """The rows from an absolute position on."""
+
+    position: int
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real & (rows.position >= self.position)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The rows before the one that decides the first generated token."""
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real & (rows.step < 0)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The rows that decide generated tokens: from the last prompt row on (methods.md 10.2, `generated`)."""
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real & (rows.step >= 0)
+
+
+@dataclass(frozen=True)
+class Newest:
+    """Only the row that decides the next token; all earlier rows stay natural (methods.md 10.2, `last`).
+
+    In a single pass this is the last real row. `sample` keeps a natural cache beside it, at twice the cost.
+    """
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        last = rows.position.masked_fill(~rows.real, -1).amax(1, keepdim=True)
+        return rows.real & (rows.position == last)
+
+
+@dataclass(frozen=True, eq=False)
+class InRegion:
+    """The rows of a region of a prompt's segmentation; rows past its end belong to no region."""
+
+    positions: Int[Tensor, "n"]
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real & torch.isin(rows.position, self.positions.to(rows.position.device))
+
+
+Where = Everywhere | At | From | Prompt | Generated | Newest | InRegion
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same strength at every step."""
+
+    def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
+        return torch.ones_like(step, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class FirstN:
+    """Full strength while the first n tokens are decided, nothing after; prompt rows count as before."""
+
+    n: int
+
+    def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
+        return (step < self.n).float()
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """From `start` to `end` times the strength, linearly over n steps, and `end` from then on."""
+
+    n: int
+    start: float = 0.0
+    end: float = 1.0
+
+    def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
+        share = (step.float() / max(self.n, 1)).clamp(0, 1)
+        return self.start + (self.end - self.start) * share
+
+
+Schedule = Constant | FirstN | Ramp
+Vector = Float[Tensor, "*batch_and_shape"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Intervention:
+    """What every edit has: where it acts, on which batch rows, how strongly and on what schedule.
+
+    `strength` is a number, or one number for each batch row. `batch_rows` None means all of them.
+    """
+
+    site: Site = field(kw_only=False)
+    where: Where = Everywhere()
+    batch_rows: tuple[int, ...] | None = None
+    strength: float | Float[Tensor, "batch"] = 1.0
+    schedule: Schedule = Constant()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The vectors of this edit, each of the site's shape or with a batch axis before it."""
+        return ()
+
+    def change(self, x: Float[Tensor, "n d"], weight: Float[Tensor, "n 1"], rows: Tensor) -> Float[Tensor, "n d"]:
+        """The new value of the chosen rows; `weight` is strength times schedule, `rows` their batch indices."""
+        raise TypeError(f"{type(self).__name__} is no edit; use Add, Replace, ProjectOut, Clamp, Rotate or Apply")
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        """The rows this edit touches: chosen by `where`, in `batch_rows`, with a weight that is not zero."""
+        chosen = self.where.mask(rows) & (self.weight(rows) != 0)
+        if self.batch_rows is None:
+            return chosen
+        kept = torch.zeros(len(chosen), 1, dtype=torch.bool, device=chosen.device)
+        kept[list(self.batch_rows)] = True
+        return chosen & kept
+
+    def weight(self, rows: Rows) -> Float[Tensor, "batch position"]:
+        factor = self.schedule.factor(rows.step)
+        if isinstance(self.strength, Tensor):
+            return factor * rearrange(self.strength.to(factor), "batch -> batch 1")
+        return factor * self.strength
+
+    def edit(self, x: Float[Tensor, "batch position *shape"], rows: Rows) -> Float[Tensor, "batch position *shape"]:
+        """x with the chosen rows changed, computed in fp32 and returned in x's dtype; x itself is left alone."""
+        mask = self.mask(rows).to(x.device)
+        if not mask.any():
+            return x
+        batch, _ = mask.nonzero(as_tuple=True)
+        flat = x[mask].float().flatten(1)
+        weight = rearrange(self.weight(rows).to(x.device)[mask], "n -> n 1")
+        edited = x.clone()
+        edited[mask] = self.change(flat, weight, batch).reshape(x[mask].shape).to(x.dtype)
+        return edited
+
+
+def _per_row(vector: Tensor, rows: Tensor, x: Float[Tensor, "n d"], site_dims: int) -> Float[Tensor, "n d"]:
+    """The vector for each chosen row: shared, or the one of its batch row."""
+    moved = vector.to(x.device, torch.float32)
+    if moved.ndim > site_dims:
+        return moved.flatten(1)[rows]
+    return rearrange(moved.flatten(), "d -> 1 d").expand_as(x)
+
+
+def _unit(direction: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return direction / direction.norm(dim=-1, keepdim=True)
+
+
+def _site_dims(site: Site) -> int:
+    return 2 if site.name == "z" else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Intervention):
+    """x + strength * vector."""
+
+    vector: Vector
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.vector,)
+
+    def change(self, x, weight, rows):
+        return x + weight * _per_row(self.vector, rows, x, _site_dims(self.site))
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Intervention):
+    """x + strength * (value - x): the value itself at strength 1."""
+
+    value: Vector
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.value,)
+
+    def change(self, x, weight, rows):
+        value = _per_row(self.value, rows, x, _site_dims(self.site))
+        return torch.where(weight == 1, value, x + weight * (value - x))
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectOut(Intervention):
+    """x - strength * (x . u) u, with u the unit vector of `direction`."""
+
+    direction: Vector
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.direction,)
+
+    def change(self, x, weight, rows):
+        unit = _unit(_per_row(self.direction, rows, x, _site_dims(self.site)))
+        return x - weight * einsum(x, unit, "n d, n d -> n")[:, None] * unit
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Intervention):
+    """Caps the projection on a direction: x moves along u until low <= x . u <= high (times strength)."""
+
+    direction: Vector
+    low: float = -math.inf
+    high: float = math.inf
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.direction,)
+
+    def change(self, x, weight, rows):
+        unit = _unit(_per_row(self.direction, rows, x, _site_dims(self.site)))
+        along = einsum(x, unit, "n d, n d -> n")[:, None]
+        return x + weight * (along.clamp(self.low, self.high) - along) * unit
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(Intervention):
+    """Turns x towards a direction by strength * angle radians, keeping its norm; it stops at the direction."""
+
+    direction: Vector
+    angle: float
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.direction,)
+
+    def change(self, x, weight, rows):
+        unit = _unit(_per_row(self.direction, rows, x, _site_dims(self.site)))
+        norm = x.norm(dim=-1, keepdim=True)
+        along = einsum(x, unit, "n d, n d -> n")[:, None]
+        across = x - along * unit
+        height = across.norm(dim=-1, keepdim=True)
+        away = torch.atan2(height, along)
+        turned = (away - weight * self.angle).clamp(0, math.pi)
+        sideways = across / height.clamp_min(torch.finfo(x.dtype).tiny)
+        return norm * (turned.cos() * unit + turned.sin() * sideways)
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Intervention):
+    """x + strength * (function(x) - x), with the function seeing the chosen rows [n, d] in fp32."""
+
+    function: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
+
+    def change(self, x, weight, rows):
+        changed = self.function(x)
+        if not isinstance(changed, Tensor) or changed.shape != x.shape:
+            got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise ValueError(f"the function applied at {self.site} must return {tuple(x.shape)}, not {got}")
+        return torch.where(weight == 1, changed, x + weight * (changed - x))
+
+
+def check(intervention: Intervention, shape: tuple[int, ...], n_batch: int) -> None:
+    """Refuses, before any compute, an edit that cannot act at a site of this shape in a batch of this size."""
+    if not isinstance(intervention, Intervention):
+        raise TypeError(f"{intervention!r} is no intervention; use Add, Replace, ProjectOut, Clamp, Rotate or Apply")
+    site = intervention.site
+    if site.name not in WRITABLE:
+        remedy = "; to change the stream there, add at attn_out" if site.name == "resid_mid" else ""
+        raise ValueError(f"{site} can be read, not written; the writable sites are {', '.join(WRITABLE)}{remedy}")
+    for tensor in intervention.tensors():
+        _check_tensor(intervention, tensor, shape, n_batch)
+    strength = intervention.strength
+    if isinstance(strength, Tensor) and strength.shape != (n_batch,):
+        raise ValueError(f"strength has shape {tuple(strength.shape)}; give one number, or one for each of {n_batch} rows")
+    if isinstance(strength, bool) or not isinstance(strength, (int, float, Tensor)):
+        raise TypeError(f"strength must be a number, not {strength!r}")
+    if not torch.as_tensor(strength).isfinite().all():
+        raise ValueError(f"strength must be finite, not {strength}")
+    if intervention.batch_rows is not None and not set(intervention.batch_rows) <= set(range(n_batch)):
+        raise ValueError(f"batch_rows {intervention.batch_rows} are not all within the batch of {n_batch} rows")
+
+
+def _check_tensor(intervention: Intervention, tensor: object, shape: tuple[int, ...], n_batch: int) -> None:
+    what = f"the vector of {type(intervention).__name__} at {intervention.site}"
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{what} must be a tensor, not {type(tensor).__name__}")
+    if tuple(tensor.shape) not in (shape, (n_batch, *shape)):
+        hint = "; index it with a layer first" if tensor.ndim == len(shape) + 1 and tensor.shape[1:] == shape else ""
+        raise ValueError(
+            f"{what} has shape {tuple(tensor.shape)}, but the site holds {shape} (or {(n_batch, *shape)} for a"
+            f" vector for each batch row){hint}"
+        )
+    if not tensor.isfinite().all():
+        raise ValueError(f"{what} holds NaN or infinity")
+    directional = isinstance(intervention, (ProjectOut, Clamp, Rotate))
+    if directional and (tensor.float().reshape(-1, math.prod(shape)).norm(dim=-1) == 0).any():
+        raise ValueError(f"{what} has norm zero, so it has no direction")

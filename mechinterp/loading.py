@@ -1,0 +1,199 @@
+"""Names, directories and loaded objects become a `Model`: one door, whatever the library.
+
+What is loaded is recorded (`Model.source`) and verified: three tokens say whether the sites are where they should
+be, and a wrong anatomy is refused before anyone reads a number from it.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mechinterp import hub
+from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of
+from mechinterp.backends.protocol import Backend, BackendName
+from mechinterp.backends.verify import verify as verify_sites
+from mechinterp.model import Model
+
+logger = logging.getLogger("mechinterp")
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load(
+    name: str,
+    *,
+    backend: BackendName = "transformers",
+    adapter: str | None = None,
+    dtype: DType | torch.dtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    subfolder: str | None = None,
+    anatomy: Anatomy | None = None,
+    verify: bool = True,
+) -> Model:
+    """A model by name: the embedded one, a Hugging Face id (`id@revision:subfolder`), or a local directory.
+
+    dtype "auto" is the checkpoint's own on a GPU and float32 on a CPU. device "auto" is the GPU where there is one,
+    else the CPU; "balanced" spreads the layers over all devices (accelerate's device_map). `adapter` is a peft
+    directory or id whose effect is proven before it is returned. Raises ValueError or OSError with what to do.
+    """
+    _check_backend(backend)
+    source = hub.resolve(name, revision=revision, subfolder=subfolder)
+    hf_model = _load_weights(source.path, dtype, device)
+    record = {"name": source.name, "kind": source.kind, "revision": source.revision, "subfolder": source.subfolder}
+    digest = hub.weights_sha256(source.path)
+    tokenizer = _load_tokenizer(source.path)
+    if adapter is None:
+        return _build(hf_model, tokenizer, name, backend, digest, record, anatomy, verify)
+    from mechinterp.adapters import attach
+
+    attached = attach(hf_model, adapter, base_names=(source.name, str(source.path)))
+    record["adapter"] = attached.record
+    return _build(
+        attached.model(backend), tokenizer, f"{name}+{attached.name}", backend, attached.digest(digest), record, anatomy, verify
+    )
+
+
+def wrap(
+    hf_model: nn.Module,
+    tokenizer: Any,
+    *,
+    backend: BackendName = "transformers",
+    name: str | None = None,
+    anatomy: Anatomy | None = None,
+    verify: bool = True,
+) -> Model:
+    """A model object that you have already: a Hugging Face causal model, nnsight's or transformer-lens's wrapper.
+
+    The object, its config, modules, hooks and attention implementation are left as they are.
+    """
+    _check_backend(backend)
+    ready = _ready_made(hf_model, backend)
+    config: Any = getattr(hf_model, "config", None) or getattr(hf_model, "cfg", None)
+    label = name or getattr(config, "_name_or_path", "") or getattr(config, "model_name", "") or type(hf_model).__name__
+    record = {"name": label, "kind": "object", "revision": None, "subfolder": None}
+    digest = hub.tensors_sha256(hf_model.state_dict())
+    if ready is not None:
+        return _checked(Model(label, ready, tokenizer, digest, record), verify)
+    return _build(_unwrapped(hf_model), tokenizer, label, backend, digest, record, anatomy, verify)
+
+
+def _build(
+    hf_model: nn.Module,
+    tokenizer: Any,
+    name: str,
+    backend: BackendName,
+    digest: str,
+    record: dict[str, Any],
+    anatomy: Anatomy | None,
+    verify: bool,
+) -> Model:
+    row = anatomy or anatomy_of(hf_model.config)
+    made, notes = make_backend(backend, hf_model, row, tokenizer)
+    record = {
+        **record,
+        "dtype": str(made.dtype).removeprefix("torch."),
+        "attention": getattr(config_of(hf_model, row), "_attn_implementation", None),
+        "architecture": hf_model.config.model_type,  # pyright: ignore
+    }
+    return _checked(Model(name, made, tokenizer, digest, record, notes), verify)
+
+
+def make_backend(
+    backend: BackendName, hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any
+) -> tuple[Backend, tuple[str, ...]]:
+    """The library's side of a model, and what its user must know about it."""
+    notes: tuple[str, ...] = ()
+    if hf_model.training:
+        notes = ("the model was in train() mode; it runs in eval() here, without dropout, and its mode is kept",)
+    if backend == "transformers":
+        from mechinterp.backends.transformers import TransformersBackend
+
+        return TransformersBackend(hf_model, anatomy), notes
+    if backend == "nnsight":
+        from mechinterp.backends.nnsight import NNsightBackend
+
+        return NNsightBackend(hf_model, anatomy, tokenizer), notes
+    from mechinterp.backends import transformer_lens as lens
+
+    if backend == "transformer_bridge":
+        return lens.bridge(hf_model, anatomy, tokenizer), notes
+    copied = "HookedTransformer re-lays the weights and owns a second copy of them"
+    return lens.hooked_transformer(hf_model, anatomy, tokenizer), (*notes, copied)
+
+
+def _checked(model: Model, verify: bool) -> Model:
+    if not verify:
+        return Model(
+            model.name, model.backend, model.tokenizer, model.weights_sha256, model.source, (*model.notes, "sites not verified")
+        )
+    verify_sites(model.backend)
+    for note in model.notes:
+        logger.info("%s: %s", model.name, note)
+    return model
+
+
+def _load_weights(path: Path, dtype: DType | torch.dtype, device: str) -> nn.Module:
+    """A causal model from safetensors on disk; where one device holds it, no dispatch hooks are added."""
+    from transformers import AutoModelForCausalLM
+
+    spread = device in ("balanced", "sequential")
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kwargs: dict[str, Any] = {"device_map": device} if spread else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype, place), use_safetensors=True, **kwargs)
+    return model.eval() if spread else model.to(place).eval()
+
+
+def _dtype(dtype: DType | torch.dtype, place: str) -> Any:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if place == "cpu" else "auto"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
+    return getattr(torch, dtype)
+
+
+def _load_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def _check_backend(backend: str) -> None:
+    known = BackendName.__args__
+    if backend not in known:
+        raise ValueError(f"there is no backend {backend!r}; the backends are {', '.join(known)}")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The causal model inside, or a refusal: hooks on these wrappers would be skipped without a word."""
+    kind = type(model).__name__
+    if kind in ("DataParallel", "DistributedDataParallel", "OptimizedModule"):
+        raise ValueError(f"the model is wrapped in {kind}, which can skip hooks; pass the module inside it")
+    if re.match("FSDP|FullyShardedDataParallel", kind):
+        raise ValueError(f"the model is sharded by {kind}; load it whole, or with device='balanced'")
+    if any(p.device.type == "meta" for p in model.parameters()):
+        raise ValueError("the model has tensors on the meta device, so it holds no weights; load them first")
+    if getattr(model, "peft_config", None) and kind.startswith("Peft"):
+        raise ValueError("the model already carries an adapter; pass the base model, and the adapter's directory to load()")
+    return model
+
+
+def _ready_made(model: Any, backend: BackendName) -> Backend | None:
+    """A backend around a wrapper of nnsight or transformer-lens that the user built."""
+    home = type(model).__module__.partition(".")[0]
+    if home == "transformer_lens":
+        from mechinterp.backends import transformer_lens as lens
+
+        return lens.ready_made(model)
+    if home == "nnsight":
+        from mechinterp.backends.nnsight import ready_made
+
+        return ready_made(model)
+    if backend != "transformers" and not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no torch module; pass a Hugging Face causal model")
+    return None

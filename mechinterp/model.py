@@ -1,0 +1,296 @@
+"""A model behind one door: a backend, a tokenizer and a name. Everything that is asked of a model is checked here.
+
+Nothing above this file knows which library runs. `resid_mid` is computed here, as `resid_pre + attn_out`, on every
+backend; it is read, never written.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechinterp.backends.protocol import Backend, Cache, Dims, Pass, Recorder
+from mechinterp.chat import Prompt, plain, render
+from mechinterp.interventions import At, From, Intervention, Rows, check
+from mechinterp.sites import Site, as_index
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a sequence of cached passes stands: the library's cache and what its slots hold."""
+
+    cache: Cache
+    n_slots: int
+    pad_left: Int[Tensor, "batch"] | None
+    prompt_lengths: Int[Tensor, "batch"]
+
+    def select(self, rows: Int[Tensor, "row"]) -> "State":
+        """The state of some batch rows, with a cache of its own."""
+        pad = None if self.pad_left is None else self.pad_left[rows]
+        return State(self.cache.select(rows), self.n_slots, pad, self.prompt_lengths[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """One forward pass. `values[site]` is [batch, position, ...] at the asked positions, all of them by default.
+
+    `pattern` is [batch, head, position, key]. `applied` counts the rows that each intervention changed.
+    """
+
+    tokens: Int[Tensor, "batch position"]
+    logits: Float[Tensor, "batch position d_vocab"] | None
+    values: dict[Site, Tensor]
+    state: State | None
+    applied: tuple[int, ...] = ()
+    natural: dict[Site, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, site: Site) -> Tensor:
+        if site not in self.values:
+            captured = ", ".join(str(s) for s in sorted(self.values)) or "nothing"
+            raise KeyError(f"{site} was not captured (captured: {captured}); name it in capture=")
+        return self.values[site]
+
+    def stack(self, name: str) -> Float[Tensor, "layer batch position *shape"]:
+        """One site over all its captured layers."""
+        found = [self.values[site] for site in sorted(self.values) if site.name == name]
+        if not found:
+            raise KeyError(f"no {name} was captured; name it in capture=")
+        return torch.stack(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A backend, a tokenizer and a name. Frozen: adapter on and adapter off are two models over one set of weights.
+
+    `source` records where the weights came from (for manifests); `weights_sha256` is their digest.
+    """
+
+    name: str
+    backend: Backend
+    tokenizer: Any
+    weights_sha256: str
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> Dims:
+        return self.backend.dims
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, backend={self.backend.name!r}, {self.dims.n_layers} layers, {self.backend.dtype})"
+
+    # prompts ------------------------------------------------------------------------------------------------
+
+    def chat(self, question: str, *, system: str | None = None, chat: bool = True) -> Prompt:
+        """One question as a prompt that ends where the answer begins; `chat=False` for models without a template.
+
+        `system=None` leaves the system message out (a template may then insert its own, which is labelled);
+        `""` is an empty one.
+        """
+        if not chat:
+            if system is not None:
+                raise ValueError("chat=False has no system message; put the text into the question, or leave system out")
+            return plain(self.tokenizer, question)
+        head = [] if system is None else [{"role": "system", "content": system}]
+        return render(self.tokenizer, [*head, {"role": "user", "content": question}])
+
+    def decode(self, tokens: Int[Tensor, "position"] | Sequence[int]) -> str:
+        """Ids as text, for showing; text is never made into ids again."""
+        return self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False)
+
+    # passes -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        *,
+        capture: Iterable[Site] = (),
+        interventions: Sequence[Intervention] = (),
+        positions: Sequence[int] | Int[Tensor, "batch k"] | None = None,
+        logits_at: Sequence[int] | Int[Tensor, "batch k"] | None = None,
+        stop_after: int | None = None,
+        lengths: Sequence[int] | None = None,
+        cache: State | None = None,
+        keep_cache: bool = False,
+    ) -> Activations:
+        """One pass over ids, exact and without gradients.
+
+        tokens: [batch, position], right-padded where `lengths` are given; with `cache` they follow what it holds.
+        positions, logits_at: absolute positions whose activations and logits are kept, the same in every row or
+        [batch, k]; -1 is each row's last token; None is all; `logits_at=()` computes no logits.
+        stop_after: the last layer to run; no logits then. `cache` is used up by the pass.
+        Raises TypeError, ValueError or IndexError before any compute where the request cannot be met.
+        """
+        tokens = self._checked_tokens(tokens, cache)
+        interventions = tuple(interventions)
+        capture = tuple(dict.fromkeys(capture))
+        for site in [*capture, *(i.site for i in interventions)]:
+            self.check_site(site)
+        for intervention in interventions:
+            check(intervention, self.dims.shape(intervention.site), len(tokens))
+        n_before = 0 if cache is None else cache.n_slots
+        pad = None if cache is None else cache.pad_left
+        rows, ends = layout(tokens, lengths, n_before, pad, None if cache is None else cache.prompt_lengths)
+        _check_positions(interventions, ends)
+        offset = n_before - (torch.zeros_like(ends) if pad is None else pad)
+        request = Pass(
+            tokens=tokens,
+            rows=rows,
+            pad_left=pad,
+            capture=_with_parts(capture),
+            slots=_slots(positions, ends, offset, "positions"),
+            interventions=interventions,
+            logit_slots=_slots(logits_at, ends, offset, "logits_at"),
+            stop_after=None if stop_after is None else self._layer(stop_after),
+            cache=None if cache is None else cache.cache,
+            keep_cache=keep_cache or cache is not None,
+        )
+        state_lengths = ends if cache is None else cache.prompt_lengths
+        if request.keep_cache and lengths is not None and len(set(map(int, lengths))) > 1:
+            raise ValueError("a cache cannot go on after right padding; sample() left-pads, or run each length apart")
+        return self.run(request, state_lengths, capture)
+
+    def run(self, request: Pass, prompt_lengths: Int[Tensor, "batch"], capture: tuple[Site, ...]) -> Activations:
+        """A pass that is already resolved; `sample` calls this at every token, `forward` is the door for all else."""
+        recorder = Recorder(request)
+        n_before = request.n_cached
+        outcome = self.backend.forward(request, recorder)
+        recorder.check()
+        if request.interventions and outcome.logits is not None and outcome.logits.numel():
+            _check_spread(outcome.logits)
+        state = None
+        if outcome.cache is not None:
+            state = State(outcome.cache, n_before + request.tokens.shape[1], request.pad_left, prompt_lengths)
+        values = _with_mid(recorder.values, capture)
+        return Activations(request.tokens, outcome.logits, values, state, tuple(recorder.applied), recorder.natural)
+
+    @torch.no_grad()
+    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+        """The logits of a residual stream after the last layer: final norm, unembedding, scale and soft-capping."""
+        return self.backend.unembed(residual)
+
+    # checks -------------------------------------------------------------------------------------------------
+
+    def check_site(self, site: Site) -> None:
+        """Raises IndexError for a layer that is not there and ValueError for a site that the model has not."""
+        if not isinstance(site, Site):
+            raise TypeError(f"{site!r} is no site; write Site(name, layer)")
+        n = self.dims.n_layers
+        if not 0 <= site.layer < n:
+            raise IndexError(f"{self.name} has layers 0..{n - 1}; there is no {site}")
+        if site.name not in self.backend.sites:
+            if site.name == "resid_mid":
+                why = "it adds attention and MLP in parallel, so there is no stream between them"
+            elif site.name in ("q_rot", "k_rot"):
+                why = "it has no rotary embedding, or this backend does not show it"
+            else:
+                why = f"the {self.backend.name} backend does not show it for this architecture"
+            raise ValueError(f"{self.name} has no {site.name}: {why}; it has {', '.join(self.backend.sites)}")
+
+    def _layer(self, layer: int) -> int:
+        index = as_index(layer, "stop_after")
+        self.check_site(Site("resid_post", index))
+        return index
+
+    def _checked_tokens(self, tokens: Tensor, cache: State | None) -> Int[Tensor, "batch position"]:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+            shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise TypeError(f"tokens must be integer ids of shape [batch, position], not {shape}")
+        if not tokens.numel():
+            raise ValueError("the prompt holds no tokens; give at least one id (a BOS alone is enough)")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.dims.d_vocab:
+            raise ValueError(f"{self.name} has ids 0..{self.dims.d_vocab - 1}; the tokens hold {low if low < 0 else high}")
+        n = tokens.shape[1] + (0 if cache is None else cache.n_slots)
+        if self.dims.n_ctx is not None and n > self.dims.n_ctx:
+            raise ValueError(f"{self.name} has a context of {self.dims.n_ctx} positions; {n} were given: shorten the prompt")
+        if cache is not None and len(cache.prompt_lengths) != len(tokens):
+            raise ValueError(f"the cache holds {len(cache.prompt_lengths)} rows, the tokens {len(tokens)}")
+        return tokens.to(self.backend.device)
+
+
+def layout(
+    tokens: Int[Tensor, "batch slot"],
+    lengths: Sequence[int] | None,
+    n_before: int,
+    pad_left: Int[Tensor, "batch"] | None,
+    prompt_lengths: Int[Tensor, "batch"] | None,
+) -> tuple[Rows, Int[Tensor, "batch"]]:
+    """The absolute position, the generated step and the realness of each slot; and where each row's tokens end."""
+    n_batch, n = tokens.shape
+    pad = torch.zeros(n_batch, dtype=torch.long, device=tokens.device) if pad_left is None else pad_left
+    position = torch.arange(n_before, n_before + n, device=tokens.device)[None] - pad[:, None]
+    ends = position[:, -1] + 1
+    if lengths is not None:
+        if len(lengths) != n_batch or not all(0 < length <= n for length in lengths):
+            raise ValueError(f"lengths {list(lengths)} do not fit tokens of shape {(n_batch, n)}: one for each row, 1..{n}")
+        ends = torch.tensor([int(length) for length in lengths], device=tokens.device)
+    prompts = ends if prompt_lengths is None else prompt_lengths
+    real = (position >= 0) & (position < ends[:, None])
+    return Rows(position, position - (prompts[:, None] - 1), real), ends
+
+
+def _slots(
+    positions: Sequence[int] | Tensor | None, ends: Tensor, offset: Tensor, what: str
+) -> Int[Tensor, "batch k"] | None:
+    """Absolute positions as slots of this chunk; `offset` is the position of the chunk's first slot."""
+    if positions is None:
+        return None
+    if not isinstance(positions, Tensor):
+        positions = torch.tensor([as_index(p, what) for p in positions], dtype=torch.long)
+    wanted = positions.to(ends.device).long()
+    wanted = wanted.expand(len(ends), -1) if wanted.ndim == 1 else wanted
+    wanted = torch.where(wanted == -1, ends[:, None] - 1, wanted)
+    bad = (wanted < offset[:, None]) | (wanted >= ends[:, None])
+    if bad.any():
+        row = int(bad.any(1).nonzero()[0])
+        raise IndexError(
+            f"{what} {wanted[row].tolist()} are not all in row {row}, whose tokens here are at"
+            f" {int(offset[row])}..{int(ends[row]) - 1}"
+        )
+    return wanted - offset[:, None]
+
+
+def _check_positions(interventions: tuple[Intervention, ...], ends: Tensor) -> None:
+    longest = int(ends.max())
+    for intervention in interventions:
+        where = intervention.where
+        asked = where.positions if isinstance(where, At) else (where.position,) if isinstance(where, From) else ()
+        for position in asked:
+            if as_index(position, "position") < 0 or (isinstance(where, At) and position >= longest):
+                raise IndexError(
+                    f"{type(intervention).__name__} at {intervention.site} names position {position};"
+                    f" the tokens are at 0..{longest - 1}"
+                )
+
+
+def _check_spread(logits: Tensor) -> None:
+    last = logits[:, -1].float()
+    if not last.isfinite().all():
+        raise FloatingPointError("the edited model gives logits that are not finite; use a smaller strength")
+    if (last.std(-1) == 0).any():
+        raise FloatingPointError("the edited model gives the same logit to every token; use a smaller strength")
+
+
+def _with_parts(capture: tuple[Site, ...]) -> tuple[Site, ...]:
+    """What a backend must capture: resid_mid is made of resid_pre and attn_out."""
+    parts = [s for s in capture if s.name != "resid_mid"]
+    for site in capture:
+        if site.name == "resid_mid":
+            parts += [Site("resid_pre", site.layer), Site("attn_out", site.layer)]
+    return tuple(sorted(set(parts)))
+
+
+def _with_mid(values: dict[Site, Tensor], capture: tuple[Site, ...]) -> dict[Site, Tensor]:
+    """The captured sites that were asked for, in the order asked."""
+    return {
+        site: values[Site("resid_pre", site.layer)] + values[Site("attn_out", site.layer)]
+        if site.name == "resid_mid"
+        else values[site]
+        for site in capture
+        if site.name == "resid_mid" or site in values
+    }
