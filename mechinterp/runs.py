@@ -1,0 +1,292 @@
+"""Run: a directory that remembers. `step(cell, compute)` is resuming: a finished cell is read, not redone.
+
+manifest.json          what the run was started with; another question cannot go on in it
+cells/<key>/           one folder a finished cell: cell.json, result.json, tensors.safetensors
+digests.json           key -> SHA-256, once all cells that were asked for are finished
+timings.jsonl          seconds and repairs; the only file that differs between two equal runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from mechinterp.cells import Cell
+from mechinterp.config import StudyConfig
+from mechinterp.files import file_sha256, inside, sync_folder, write_bytes
+from mechinterp.json_io import append_line, mend_lines, read_json, read_lines, write_json
+from mechinterp.manifest import RunManifest, differences, manifest_for, read_manifest
+from mechinterp.results import Result, load_result
+
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is: cells in all, finished ones, the keys of the others, seconds spent and still to go."""
+
+    total: int
+    done: int
+    left: tuple[str, ...]
+    seconds: float
+    seconds_left: float | None  # None until a cell was timed
+
+    def __str__(self) -> str:
+        rest = (
+            "" if self.seconds_left is None or not self.left else f", about {self.seconds_left:.0f} s to go"
+        )
+        return f"{self.done} of {self.total} cells finished in {self.seconds:.0f} s{rest}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run directory. `lock` is None when it was opened to read only."""
+
+    folder: Path
+    manifest: RunManifest
+    lock: FileLock | None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        *,
+        study: str,
+        config: StudyConfig,
+        models: Mapping[str, str],
+        inputs: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+        new: bool = False,
+    ) -> Self:
+        """Start a run in `folder`, or go on with the one there, alone on it until `close`.
+
+        `models` and `inputs` map names to SHA-256. `wait` is how many seconds to wait for another process;
+        `new` renames a run that is there and starts over. Raises OSError where nothing can be written,
+        RuntimeError where another process runs, ValueError where the run there is of another question.
+        """
+        folder = probe(Path(folder))
+        lock = take_lock(folder, wait)
+        try:
+            if new and (folder / "manifest.json").exists():
+                set_aside(folder)
+                lock.release()
+                lock = take_lock(probe(folder), wait)
+            manifest = _settle(folder, manifest_for(study, config, models=models, inputs=inputs or {}))
+            _sweep(folder)
+            return cls(folder, manifest, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Self:
+        """Open a run to look at, also while another process works on it."""
+        folder = Path(folder).resolve()
+        if not (folder / "manifest.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no run: there is no manifest.json in it")
+        return cls(folder, read_manifest(folder / "manifest.json"), None)
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        if self.lock is not None and self.lock.is_locked:
+            shutil.rmtree(self.folder / ".partial", ignore_errors=True)
+            (self.folder / ".holder").unlink(missing_ok=True)
+            self.lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def path(self, cell: Cell) -> Path:
+        """The folder of a cell; raises ValueError if a link leads out of the run."""
+        return inside(self.folder, self.folder / "cells" / cell.folder)
+
+    def digest(self, key: str) -> str:
+        """The SHA-256 of a finished cell; raises ValueError where it is not finished."""
+        path = self.path(Cell(key, "")) / "cell.json"
+        if not path.is_file():
+            raise ValueError(f"cell {key} is not finished in {self.folder}; run the study to its end first")
+        return read_json(path)["result_sha256"]
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a cell is there, made as asked now from the inputs that are there now. Reads no tensors."""
+        try:
+            return self._kept(cell)["result_sha256"] is not None
+        except (ValueError, KeyError, OSError):
+            return False
+
+    def step(self, cell: Cell, compute: Callable[[], Result]) -> Result:
+        """The result of a cell: read if it is finished and undamaged, else computed, written and read.
+
+        What comes back was always read from the disk, so that a resumed run sees the same as an unbroken one.
+        """
+        folder = self.path(cell)
+        if folder.exists():
+            try:
+                return self.result(cell)
+            except (ValueError, KeyError, FileNotFoundError) as reason:
+                warnings.warn(f"cell {cell.key} is made again: {reason}", stacklevel=2)
+                append_line(self.folder / "timings.jsonl", {"cell": cell.key, "made_again": str(reason)})
+        if self.lock is None:
+            raise RuntimeError(f"cell {cell.key} is not finished, and {self.folder} was opened to read only")
+        record = self._record(cell)
+        started = time.perf_counter()
+        try:
+            with self._full_disk_explained():
+                self._keep(cell, record, compute())
+                spent = round(time.perf_counter() - started, 3)
+                append_line(self.folder / "timings.jsonl", {"cell": cell.key, "seconds": spent})
+        except Exception as error:
+            error.add_note(
+                f"cell {cell.key} failed; {self.safe()} finished cells are safe in {self.folder}, and the same"
+                " command goes on from there"
+            )
+            raise
+        return self.result(cell)
+
+    def result(self, cell: Cell) -> Any:
+        """The result of a finished cell, its digests checked."""
+        record = self._kept(cell)
+        folder = self.path(cell)
+        if file_sha256(folder / "result.json") != record["result_sha256"]:
+            raise ValueError(
+                f"{folder / 'result.json'} is not the file that the run wrote; delete it to recompute"
+            )
+        return load_result(folder)
+
+    def status(self, cells: Sequence[Cell]) -> Status:
+        """How far the run is with these cells."""
+        left = tuple(cell.key for cell in cells if not self.finished(cell))
+        path = self.folder / "timings.jsonl"
+        spent = [line["seconds"] for line in (read_lines(path) if path.exists() else []) if "seconds" in line]
+        rest = sum(spent) / len(spent) * len(left) if spent else None
+        return Status(len(cells), len(cells) - len(left), left, sum(spent), rest)
+
+    def safe(self) -> int:
+        """How many cells are on the disk."""
+        return sum(1 for _ in (self.folder / "cells").rglob("cell.json"))
+
+    def _record(self, cell: Cell) -> dict[str, Any]:
+        """What a cell's folder must say about it, but for the digest of its result."""
+        inputs = {key: self.digest(key) for key in cell.inputs}
+        return {"key": cell.key, "task": cell.task, "model": cell.model, "inputs": inputs, "args": cell.args}
+
+    def _kept(self, cell: Cell) -> dict[str, Any]:
+        path = self.path(cell) / "cell.json"
+        kept, asked = read_json(path), self._record(cell)
+        changed = [name for name, value in asked.items() if kept.get(name) != value]
+        if changed:
+            raise ValueError(f"{path} was made with other {' and '.join(changed)}")
+        return kept
+
+    def _keep(self, cell: Cell, record: dict[str, Any], result: Result) -> None:
+        """Write a cell beside its place and rename it in: it is there whole, or not at all."""
+        if not isinstance(result, Result):
+            raise TypeError(
+                f"{cell.task} gave a {type(result).__name__} for cell {cell.key}; return a Result"
+            )
+        target = self.path(cell)
+        partial = self.folder / ".partial" / secrets.token_hex(8)
+        try:
+            result.save(partial)
+            sha256 = file_sha256(partial / "result.json")
+            write_json(partial / "cell.json", record | {"result_sha256": sha256})
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rename(partial.with_name(f"{partial.name}-old"))
+            partial.rename(target)
+            sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    @contextlib.contextmanager
+    def _full_disk_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            message = f"disk full, {self.safe()} cells safe; make room and give the same command again"
+            raise OSError(error.errno, message, str(self.folder)) from error
+
+
+def probe(folder: Path) -> Path:
+    """Make `folder` and write in it, before anything is computed; the folder with its links resolved."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / ".probe", b"written to see that it can be\n")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(
+            error.errno, f"cannot write a run here ({reason}); choose another --out", str(folder)
+        ) from None
+    return folder.resolve()
+
+
+def take_lock(folder: Path, wait: float) -> FileLock:
+    """The lock of a run directory; RuntimeError with the holder's process id if it is not to be had in time."""
+    lock = FileLock(folder / ".lock")
+    holder = folder / ".holder"
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        who = holder.read_text().strip() if holder.exists() else "unknown"
+        raise RuntimeError(
+            f"{folder} is in use by process {who}; wait until it ends, or choose another --out"
+        ) from None
+    write_bytes(holder, f"{os.getpid()}\n".encode())
+    return lock
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run directory to the first free name-1, name-2, ...; nothing is deleted."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    (aside / ".holder").unlink(missing_ok=True)
+    return aside
+
+
+def _settle(folder: Path, asked: RunManifest) -> RunManifest:
+    """The manifest of the run in `folder`: the one that is there if it asks the same, or a new one."""
+    path = folder / "manifest.json"
+    if path.exists():
+        there = read_manifest(path)
+        found = differences(there, asked)
+        if found:
+            raise ValueError(
+                f"{folder} holds a run with another {', '.join(found)}; ask the same again, choose another --out,"
+                " or start over with --new"
+            )
+        return there
+    others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"{folder} holds {others[0]!r} but no run; choose an empty or a new folder with --out"
+        )
+    asked.write(path)
+    return asked
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half written; the lock is held, so it is nobody's."""
+    shutil.rmtree(folder / ".partial", ignore_errors=True)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()
+    mend_lines(folder / "timings.jsonl")
