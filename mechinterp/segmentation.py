@@ -92,7 +92,7 @@ class Segmentation:
 
         `newlines="exact"` is the published set (ids that decode to exactly one or two newlines, also inside a
         message); `"any_trailing"` adds tokens that end in a newline. The published set leaves the words
-        "system" and "user" of the markup in their regions; `role_words="special"` moves all template text out.
+        "system" and "user" of the markup in their regions; `role_words="special"` takes all template text.
         """
         structural = self.marks.control | self.marks.newline_exact
         if HEADER in self.names:

@@ -1,0 +1,103 @@
+"""From characters to tokens: which stretch of a rendered chat each token lies in, and what its id says."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from mechinterp.chat_layout import Stretch
+from mechinterp.segmentation import CHAT_REGIONS, Segmentation, TokenMarks
+
+Bounds = tuple[int, int]  # first character of a token, and the one behind its last
+
+
+def tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[Bounds]]:
+    """Ids of a rendered chat, whose template wrote BOS already, and the characters of each.
+
+    Normalisers that compose characters and offsets trimmed of spaces leave gaps: a space belongs to the token
+    behind it, anything else to the token before it.
+    """
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+    )
+    bounds: list[Bounds] = []
+    reach = 0
+    for start, stop in encoded["offset_mapping"]:
+        if start > reach and text[reach:start].isspace():
+            start = reach
+        bounds.append((min(start, max(stop, reach)), max(start, stop)))
+        reach = max(reach, stop)
+    return list(encoded["input_ids"]), bounds
+
+
+def control_ids(tokenizer: Any, markup: str) -> frozenset[int]:
+    """Ids of the special tokens, and of added tokens with which the template writes `markup`.
+
+    Added tokens of white space (Gemma's blank lines) are ordinary text.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    written = {i for i, token in added if token.content.strip() and token.content in markup}
+    return frozenset({i for i, token in added if token.special} | written | set(tokenizer.all_special_ids))
+
+
+def marks_of(tokenizer: Any, ids: Sequence[int], control: frozenset[int]) -> TokenMarks:
+    """Masks over the ids; a token is looked at alone, as it decodes."""
+    shown = {i: tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in set(ids)}
+    exact = torch.tensor([shown[i] in ("\n", "\n\n") for i in ids], dtype=torch.bool)
+    ending = torch.tensor([shown[i].endswith("\n") for i in ids], dtype=torch.bool)
+    return TokenMarks(torch.tensor([i in control for i in ids], dtype=torch.bool), exact, ending & ~exact)
+
+
+def segment(
+    stretches: Sequence[Stretch], bounds: Sequence[Bounds], marks: TokenMarks
+) -> tuple[Segmentation, tuple[str, ...]]:
+    """Each token goes where its first character is; it is message text if any of its characters is.
+
+    Also says, as warnings, which tokens reach into a second region.
+    """
+    filled = [new for old, new in pairwise([Stretch("", 0, -1, False), *stretches]) if new.stop > old.stop]
+    stops = [stretch.stop for stretch in filled]
+    region, turn, special, warnings = [], [], [], []
+    for position, (start, stop) in enumerate(bounds):
+        first = min(bisect_right(stops, start), len(filled) - 1)
+        last = min(bisect_right(stops, max(start, stop - 1)), len(filled) - 1)
+        region.append(CHAT_REGIONS.index(filled[first].region))
+        turn.append(filled[first].turn)
+        special.append(not any(stretch.content for stretch in filled[first : last + 1]))
+        if filled[first].region != filled[last].region:
+            warnings.append(
+                f"token {position} holds the end of {filled[first].region} and the start of "
+                f"{filled[last].region}; it is counted as {filled[first].region}"
+            )
+    segmentation = Segmentation(
+        CHAT_REGIONS,
+        torch.tensor(region, dtype=torch.long),
+        torch.tensor(special, dtype=torch.bool) | marks.control,
+        marks,
+        torch.tensor(turn, dtype=torch.long),
+    )
+    return segmentation, tuple(warnings)
+
+
+def control_inside(
+    text: str, stretches: Sequence[Stretch], bounds: Sequence[Bounds], marks: TokenMarks
+) -> tuple[int, str] | None:
+    """(message, text) of the first control token that message text was read as, if there is one.
+
+    Looked for among the ids, not in the text, so no spelling, normalisation or seam between texts gets past.
+    """
+    begin = 0
+    inside: list[tuple[int, int, int]] = []
+    for stretch in stretches:
+        if stretch.content and stretch.turn >= 0:
+            inside.append((begin, stretch.stop, stretch.turn))
+        begin = stretch.stop
+    for position in marks.control.nonzero().flatten().tolist():
+        start, stop = bounds[position]
+        for low, high, turn in inside:
+            # white space alone is a control token that swallows its neighbours' spaces (rstrip), not a role
+            if text[max(start, low) : min(stop, high)].strip():
+                return turn, text[start:stop]
+    return None
