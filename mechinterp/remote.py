@@ -59,7 +59,7 @@ def pickle_message(where: str, file: str) -> str:
 
 
 def _loadable(repository: str, files: list[str], subfolder: str) -> list[str]:
-    """What of a repository is fetched: one set of weights in `subfolder`, small files there and at the top."""
+    """What of a repository is fetched: one set of weights in `subfolder`, small files there and above."""
 
     def folder(file: str) -> str:
         return file.rpartition("/")[0]
