@@ -51,12 +51,18 @@ def test_converted_model_loads_in_transformers(tmp_path: Path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert (config.num_attention_heads, config.rms_norm_eps) == (N_HEADS, 1e-5)
     assert config.rope_parameters["rope_theta"] == 100000.0
-    assert not {"quantization_config", "unk_token_id"} & json.loads((tmp_path / "config.json").read_text()).keys()
+    assert (
+        not {"quantization_config", "unk_token_id"}
+        & json.loads((tmp_path / "config.json").read_text()).keys()
+    )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("12 1ab")) == ["1", "2", "Ġ", "1", "ab"]
     assert tokenizer.encode("a<|im_end|>b")[1] == tokenizer.eos_token_id == tokenizer.pad_token_id
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
-    assert not {"is_local", "local_files_only"} & json.loads((tmp_path / "tokenizer_config.json").read_text()).keys()
+    assert (
+        not {"is_local", "local_files_only"}
+        & json.loads((tmp_path / "tokenizer_config.json").read_text()).keys()
+    )
 
 
 def test_conversion_refuses_another_pre_tokenizer(tmp_path: Path):
