@@ -19,8 +19,8 @@ from mechinterp.files import slug
 class Cell:
     """One unit of work: the function `task` of the study, on `model`, with the results of the cells `inputs`.
 
-    `key`, such as "generate/villain/3", names its folder. `args` are plain JSON (tuples become lists) and hold
-    all that decides the result and is not in the configuration: seeds and batch composition too.
+    `key`, such as "generate/villain/3", names its folder. `args` are plain JSON (tuples become lists) and
+    hold all that decides the result and is not in the configuration: seeds and batch composition too.
     """
 
     key: str
@@ -57,16 +57,18 @@ def cell_seed(seed: int, name: str, index: int) -> int:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Refuse a list with a key twice, an input that does not come before its reader, or a key inside another."""
+    """Refuse a key given twice, an input that does not come before its reader, and a key inside another."""
     folders: dict[str, str] = {}
+    keys: set[str] = set()
     for cell in cells:
-        if cell.key in folders.values():
+        if cell.key in keys:
             raise ValueError(f"two cells have the key {cell.key}; give each its own")
         for needed in cell.inputs:
-            if needed not in folders.values():
+            if needed not in keys:
                 raise ValueError(
                     f"cell {cell.key} reads {needed}, which no earlier cell makes; list it before"
                 )
+        keys.add(cell.key)
         folders[cell.folder] = cell.key
     for folder, key in folders.items():
         parts = folder.split("/")

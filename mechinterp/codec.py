@@ -8,6 +8,7 @@ subclasses of Result that this process has already defined, are built again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import math
 import re
@@ -187,13 +188,24 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     return save(own)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises ValueError that names the file where it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, of the digest given if one is.
 
+    Raises ValueError that names the file where it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    # Read whole, not mapped: what was hashed is what is used, and a file changed later changes no tensor.
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    # safetensors finds a broken header but not a flipped bit in the numbers.
+    if sha256 is not None and found != sha256:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {found[:12]}, expected {sha256[:12]}; delete it to recompute"
+        )
     try:
-        return load_file(path)
+        return load(data)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}); delete it to recompute"

@@ -26,9 +26,9 @@ def execute(
 ) -> dict[str, Result]:
     """Every cell's result by key: finished cells are read, the others computed in order.
 
-    `task(cell, model, inputs)` gets the model that `resolve_model` gave for the cell's model name (None without
-    one) and the results of the cell's inputs. A model is let go after the last unfinished cell that needs it.
-    Raises what a task raises; the cells finished by then stay.
+    `task(cell, model, inputs)` gets the model that `resolve_model` gave for the cell's model name (None
+    without one) and the results of the cell's inputs. A model is let go after the last unfinished cell that
+    needs it. Raises what a task raises; the cells finished by then stay.
     """
     check_cells(cells)
     unfinished = [cell for cell in cells if not run.finished(cell)]
@@ -94,8 +94,8 @@ def interruptible(run: Run) -> Iterator[None]:
         yield
     except Interrupted as interrupt:
         print(
-            f"\nstopped by {interrupt}: {run.safe()} finished cells are safe in {run.folder}; the same command"
-            " goes on from there",
+            f"\nstopped by {interrupt}: {run.safe()} finished cells are safe in {run.folder}; the same"
+            " command goes on from there",
             file=sys.stderr,
         )
         raise SystemExit(128 + interrupt.number) from None

@@ -67,8 +67,8 @@ def read_manifest(path: Path) -> RunManifest:
     found = table.pop("schema_version", None)
     if found != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has layout {found} and this mechinterp reads {SCHEMA_VERSION}; update mechinterp, or choose"
-            " another --out"
+            f"{path} has layout {found} and this mechinterp reads {SCHEMA_VERSION}; update mechinterp,"
+            " or choose another --out"
         )
     names = {field.name for field in dataclasses.fields(RunManifest)}
     if set(table) != names:
@@ -87,7 +87,8 @@ def differences(there: RunManifest, asked: RunManifest) -> list[str]:
         if before != now:
             remedy = f"; set OMP_NUM_THREADS={before}" if name == "threads" else ""
             phrases.append(f"{name} ({_short(before)} there, {_short(now)} asked{remedy})")
-    return phrases
+    shown = 8
+    return phrases if len(phrases) <= shown else phrases[:shown] + [f"and {len(phrases) - shown} more"]
 
 
 def _decisive(manifest: RunManifest) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def _decisive(manifest: RunManifest) -> dict[str, Any]:
 
 
 def _flattened(value: Any, path: str) -> dict[str, Any]:
+    if isinstance(value, list):
+        value = {str(place): item for place, item in enumerate(value)}
     if isinstance(value, dict) and value:
         return {
             name: leaf

@@ -8,33 +8,29 @@ timings.jsonl          seconds and repairs; the only file that differs between t
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mechinterp.cells import Cell
 from mechinterp.config import StudyConfig
-from mechinterp.files import file_sha256, inside, sync_folder, write_bytes
+from mechinterp.directory import explained_full_disk, probe, set_aside, take_lock
+from mechinterp.files import file_sha256, inside, sync_folder
 from mechinterp.json_io import append_line, mend_lines, read_json, read_lines, write_json
 from mechinterp.manifest import RunManifest, differences, manifest_for, read_manifest
 from mechinterp.results import Result, load_result
 
-DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is: cells in all, finished ones, the keys of the others, seconds spent and still to go."""
+    """How far a run is: cells in all, finished ones, the keys of the rest, seconds spent and still to go."""
 
     total: int
     done: int
@@ -133,29 +129,35 @@ class Run:
 
         What comes back was always read from the disk, so that a resumed run sees the same as an unbroken one.
         """
-        folder = self.path(cell)
-        if folder.exists():
-            try:
-                return self.result(cell)
-            except (ValueError, KeyError, FileNotFoundError) as reason:
-                warnings.warn(f"cell {cell.key} is made again: {reason}", stacklevel=2)
-                append_line(self.folder / "timings.jsonl", {"cell": cell.key, "made_again": str(reason)})
-        if self.lock is None:
-            raise RuntimeError(f"cell {cell.key} is not finished, and {self.folder} was opened to read only")
+        with explained_full_disk(self.folder, self.safe):
+            if self.path(cell).exists():
+                try:
+                    return self.result(cell)
+                except (ValueError, KeyError, FileNotFoundError) as reason:
+                    self._made_again(cell, str(reason))
+            if self.lock is None:
+                raise RuntimeError(f"cell {cell.key} is not finished; {self.folder} was opened to read only")
+            self._make(cell, compute)
+        return self.result(cell)
+
+    def _make(self, cell: Cell, compute: Callable[[], Result]) -> None:
         record = self._record(cell)
         started = time.perf_counter()
         try:
-            with self._full_disk_explained():
-                self._keep(cell, record, compute())
-                spent = round(time.perf_counter() - started, 3)
-                append_line(self.folder / "timings.jsonl", {"cell": cell.key, "seconds": spent})
+            self._keep(cell, record, compute())
         except Exception as error:
             error.add_note(
-                f"cell {cell.key} failed; {self.safe()} finished cells are safe in {self.folder}, and the same"
-                " command goes on from there"
+                f"cell {cell.key} failed; {self.safe()} finished cells are safe in {self.folder}, and the"
+                " same command goes on from there"
             )
             raise
-        return self.result(cell)
+        spent = round(time.perf_counter() - started, 3)
+        append_line(self.folder / "timings.jsonl", {"cell": cell.key, "seconds": spent})
+
+    def _made_again(self, cell: Cell, reason: str) -> None:
+        warnings.warn(f"cell {cell.key} is made again: {reason}", stacklevel=3)
+        if self.lock is not None:
+            append_line(self.folder / "timings.jsonl", {"cell": cell.key, "made_again": reason})
 
     def result(self, cell: Cell) -> Any:
         """The result of a finished cell, its digests checked."""
@@ -187,6 +189,8 @@ class Run:
     def _kept(self, cell: Cell) -> dict[str, Any]:
         path = self.path(cell) / "cell.json"
         kept, asked = read_json(path), self._record(cell)
+        if not isinstance(kept, dict):
+            raise ValueError(f"{path} is damaged")
         changed = [name for name, value in asked.items() if kept.get(name) != value]
         if changed:
             raise ValueError(f"{path} was made with other {' and '.join(changed)}")
@@ -213,55 +217,6 @@ class Run:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    @contextlib.contextmanager
-    def _full_disk_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            message = f"disk full, {self.safe()} cells safe; make room and give the same command again"
-            raise OSError(error.errno, message, str(self.folder)) from error
-
-
-def probe(folder: Path) -> Path:
-    """Make `folder` and write in it, before anything is computed; the folder with its links resolved."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / ".probe", b"written to see that it can be\n")
-        (folder / ".probe").unlink()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(
-            error.errno, f"cannot write a run here ({reason}); choose another --out", str(folder)
-        ) from None
-    return folder.resolve()
-
-
-def take_lock(folder: Path, wait: float) -> FileLock:
-    """The lock of a run directory; RuntimeError with the holder's process id if it is not to be had in time."""
-    lock = FileLock(folder / ".lock")
-    holder = folder / ".holder"
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "unknown"
-        raise RuntimeError(
-            f"{folder} is in use by process {who}; wait until it ends, or choose another --out"
-        ) from None
-    write_bytes(holder, f"{os.getpid()}\n".encode())
-    return lock
-
-
-def set_aside(folder: Path) -> Path:
-    """Rename a run directory to the first free name-1, name-2, ...; nothing is deleted."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    (aside / ".holder").unlink(missing_ok=True)
-    return aside
-
 
 def _settle(folder: Path, asked: RunManifest) -> RunManifest:
     """The manifest of the run in `folder`: the one that is there if it asks the same, or a new one."""
@@ -271,8 +226,8 @@ def _settle(folder: Path, asked: RunManifest) -> RunManifest:
         found = differences(there, asked)
         if found:
             raise ValueError(
-                f"{folder} holds a run with another {', '.join(found)}; ask the same again, choose another --out,"
-                " or start over with --new"
+                f"{folder} holds a run with another {', '.join(found)}; ask the same again, choose another"
+                " --out, or start over with --new"
             )
         return there
     others = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
