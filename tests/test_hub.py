@@ -1,4 +1,4 @@
-"""Every way of naming a model ends in one directory of known weights, or in a sentence that says what to do."""
+"""Every way of naming a model ends in one directory of known weights, or in a sentence saying what to do."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A tiny llama in a GGUF in a wheel, described as an `EmbeddedModel`: what the cache does, without a download."""
+"""A tiny llama in a GGUF in a wheel, described as an `EmbeddedModel`: the cache at work, no download."""
 
 import hashlib
 import json
@@ -90,8 +90,8 @@ def write_wheel(folder: Path) -> EmbeddedModel:
     stored.unlink()
     info = "tiny_llama-1.0.dist-info"
     texts = {
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\nRequires-Dist: not-there-at-all\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: by-hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\nRequires-Dist: absent\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},,\n" for name in ("tiny_llama/tiny.gguf", *texts, f"{info}/RECORD"))
     path = folder / "tiny_llama-1.0-py3-none-any.whl"
