@@ -5,6 +5,8 @@ keeps each kernel's causal fast path.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache as HFCache
 from transformers.cache_utils import CacheLayerMixin
 
+from mechinterp.backends import attention_rows
 from mechinterp.backends.anatomy import Anatomy, config_of, module_at
-from mechinterp.backends.protocol import Pass
+from mechinterp.backends.protocol import Pass, Recorder, gather_slots
+from mechinterp.sites import Site
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -92,10 +96,10 @@ class KeyValues:
         for layer in self.hf.layers:
             layer.length = min(layer.length, n_slots)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def crop_layers(self, first: int, n_slots: int) -> None:
-        """Forgets slots of the layers from `first` on only; they must be replayed before the cache is used."""
-        for layer in self.hf.layers[first:]:
-            layer.length = min(layer.length, n_slots)  # pyright: ignore[reportAttributeAccessIssue]
+    def uncrop(self, layer: int, n_slots: int) -> None:
+        """Shows slots again that `crop` hid in the layers below `layer`; cropping erases nothing."""
+        for below in self.hf.layers[:layer]:
+            below.length = n_slots  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def accepted(function: Any) -> set[str]:
@@ -157,6 +161,71 @@ def split_qkv(anatomy: Anatomy, name: str, x: Tensor, n_heads: int, n_kv: int) -
     d_head = x.shape[-1] // (n_heads + 2 * n_kv)
     q, k, v = x.split([n_heads * d_head, n_kv * d_head, n_kv * d_head], dim=-1)
     return rearrange({"q": q, "k": k, "v": v}[name], "batch slot (head d) -> batch slot head d", d=d_head)
+
+
+def residual_scale(model: nn.Module, anatomy: Anatomy) -> float:
+    """What both outputs of a block are multiplied by before they are added to the stream."""
+    return float(getattr(config_of(model, anatomy), anatomy.residual_scale)) if anatomy.residual_scale else 1.0
+
+
+def all_slots(request: Pass) -> Int[Tensor, "batch k"]:
+    """The captured slots, or every slot of the chunk."""
+    if request.slots is not None:
+        return request.slots
+    slots = torch.arange(request.tokens.shape[1], device=request.tokens.device)
+    return slots.expand(len(request.tokens), -1)
+
+
+@contextmanager
+def tapped(
+    attentions: dict[int, nn.Module], anatomy: Anatomy, config: Any, request: Pass, recorder: Recorder
+) -> Iterator[None]:
+    """q_rot, k_rot and pattern of the asked layers, read where the model calls its attention kernel."""
+    layers = {site.layer for site in recorder.sites if site.name in ("q_rot", "k_rot", "pattern")}
+    if not layers or not anatomy.tapped:
+        yield
+        return
+    modules = {layer: attentions[layer] for layer in layers}
+    with attention_rows.reading(modules, _attention_reader(request, recorder), config._attn_implementation):
+        yield
+
+
+def _attention_reader(request: Pass, recorder: Recorder) -> attention_rows.Reader:
+    n = request.tokens.shape[1]
+
+    def read(call: attention_rows.AttentionCall) -> None:
+        for name, states in (("q_rot", call.query), ("k_rot", call.key[:, :, -n:])):
+            site = Site(name, call.layer)
+            if site in request.capture:
+                recorder.visit(site, rearrange(states, "batch head slot d -> batch slot head d"))
+        site = Site("pattern", call.layer)
+        if site in request.capture:
+            slots = all_slots(request).to(call.query.device)
+            recorder.put(site, attention_rows.rows(call, slots, request.pad_left))
+
+    return read
+
+
+def chosen_rows(
+    pattern: Float[Tensor, "batch head slot key"], request: Pass
+) -> Float[Tensor, "batch head k key"]:
+    """The asked query rows, in fp32, of attention weights that a library computed itself."""
+    weights = rearrange(pattern, "batch head slot key -> batch slot head key")
+    chosen = gather_slots(weights, all_slots(request))
+    return rearrange(chosen, "batch k head key -> batch head k key").float()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """eval() for the length of a pass; modules that were in train() mode are put back into it."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def first(output: Any) -> Tensor:

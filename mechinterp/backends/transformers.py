@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechinterp.backends import attention_rows, hf
+from mechinterp.backends import hf
 from mechinterp.backends.anatomy import Anatomy, config_of, dims_of, module_at, readable
 from mechinterp.backends.protocol import BackendName, Outcome, Pass, Recorder, gather_slots
 from mechinterp.sites import Site
@@ -36,7 +36,7 @@ class TransformersBackend:
         self.sites = readable(anatomy, self.config)
         self.layers: Any = module_at(model, anatomy.layers)
         self.attentions = {i: module_at(layer, anatomy.attention) for i, layer in enumerate(self.layers)}
-        self.scale = float(getattr(self.config, anatomy.residual_scale)) if anatomy.residual_scale else 1.0
+        self.scale = hf.residual_scale(model, anatomy)
         self._accepts = hf.accepted(model.forward)
         embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.device: torch.device = embedding.weight.device
@@ -69,13 +69,10 @@ class TransformersBackend:
     @contextmanager
     def _hooks(self, request: Pass, recorder: Recorder) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(hf.evaluating(self.model))
             for site in recorder.sites:
                 self._place(stack, site, request, recorder)
-            if any(site.name in ("q_rot", "k_rot", "pattern") for site in recorder.sites) and self.anatomy.tapped:
-                reader = self._attention_reader(request, recorder)
-                layers = {s.layer for s in recorder.sites if s.name in ("q_rot", "k_rot", "pattern")}
-                modules = {layer: self.attentions[layer] for layer in layers}
-                stack.enter_context(attention_rows.reading(modules, reader, self.config._attn_implementation))
+            stack.enter_context(hf.tapped(self.attentions, self.anatomy, self.config, request, recorder))
             if request.stop_after is not None:
                 _hook(stack, self.layers[request.stop_after], _stop)
             elif request.logit_slots is not None and request.logit_slots.shape[1] > 0:
@@ -123,28 +120,11 @@ class TransformersBackend:
         recorder.visit(site, hf.split_qkv(self.anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads))
         return x
 
-    def _attention_reader(self, request: Pass, recorder: Recorder) -> attention_rows.Reader:
-        n = request.tokens.shape[1]
-
-        def read(call: attention_rows.AttentionCall) -> None:
-            for name, states in (("q_rot", call.query), ("k_rot", call.key[:, :, -n:])):
-                site = Site(name, call.layer)
-                if site in request.capture:
-                    recorder.visit(site, rearrange(states, "batch head slot d -> batch slot head d"))
-            site = Site("pattern", call.layer)
-            if site in request.capture:
-                slots = all_slots(request).to(call.query.device)
-                recorder.put(site, attention_rows.rows(call, slots, request.pad_left))
-
-        return read
-
     def _eager_rows(self, site: Site, request: Pass, recorder: Recorder) -> Any:
         """Rows of a family whose attention is eager by itself (BLOOM): the weights that its module returns."""
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            weights = rearrange(output[1], "batch head slot key -> batch slot head key")
-            chosen = gather_slots(weights, all_slots(request))
-            recorder.put(site, rearrange(chosen, "batch k head key -> batch head k key").float())
+            recorder.put(site, hf.chosen_rows(output[1], request))
 
         return self.attentions[site.layer].register_forward_hook(keep)
 
@@ -152,7 +132,8 @@ class TransformersBackend:
 
     def replay(self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]) -> Outcome:
         """Layers `layer`.. on `residual`. Their other arguments (masks, rotary angles) come from a run of the model's
-        own body with recording stubs in place of its layers, so they are what the model itself would pass."""
+        own body with recording stubs in place of its layers, so they are what the model itself would pass. The layers
+        below get back the slots that a crop of the cache hid: their keys and values are still right."""
         kwargs = hf.arguments(request, self._accepts, self.dims.n_layers)
         calls = self._layer_calls(kwargs)
         logits = None
@@ -165,6 +146,8 @@ class TransformersBackend:
                     logits = self.unembed(x if request.logit_slots is None else gather_slots(x, request.logit_slots))
             except _Stop:
                 pass
+        if request.cache is not None:
+            request.cache.uncrop(layer, request.n_cached + request.tokens.shape[1])  # pyright: ignore
         return Outcome(logits, request.cache if request.keep_cache else None)
 
     def _layer_calls(self, kwargs: dict[str, Any]) -> list[tuple[tuple, dict[str, Any]]]:
@@ -192,14 +175,6 @@ class _Stub(nn.Module):
         x = args[0] if args else kwargs.pop("hidden_states")
         self._calls.append((args[1:], kwargs))
         return x
-
-
-def all_slots(request: Pass) -> Tensor:
-    """The captured slots, or every slot of the chunk."""
-    if request.slots is not None:
-        return request.slots
-    slots = torch.arange(request.tokens.shape[1], device=request.tokens.device)
-    return slots.expand(len(request.tokens), -1)
 
 
 def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:

@@ -1,0 +1,355 @@
+"""Sampling in phases, on ids: steer, let go, and watch every token in the same pass.
+
+The loop is our own, over cached passes, so that what happens to the keys and values between two phases is a named
+choice: `cache="fresh"` discards what the steered phase wrote and goes on from a natural pass over the same ids,
+`cache="carry"` keeps it. It belongs to the phase that is entered (methods.md 10.2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechinterp import drawing
+from mechinterp.interventions import Intervention, check
+from mechinterp.model import Model
+from mechinterp.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A stretch of sampling. `suppress` holds ids that it never samples; `cache` is what it goes on from."""
+
+    n_tokens: int
+    interventions: tuple[Intervention, ...] = ()
+    cache: Literal["fresh", "carry"] = "fresh"
+    suppress: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """What is recorded at the row that decides each generated token.
+
+    `directions` [vector d_model] are projected on at `site`: x . v / |v|. `kl` compares every distribution with the
+    unedited model's on the same ids, which runs beside with a cache of its own and doubles the cost.
+    """
+
+    site: Site
+    directions: Float[Tensor, "vector d_model"]
+    capture: tuple[Site, ...] = ()
+    kl: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Telemetry:
+    """What was watched, one entry a generated token. `natural` is the projection before this pass's edits."""
+
+    projections: Float[Tensor, "row token vector"]
+    natural: Float[Tensor, "row token vector"]
+    norms: Float[Tensor, "row token"]
+    entropy: Float[Tensor, "row token"]
+    kl: Float[Tensor, "row token"] | None
+    captured: dict[Site, Float[Tensor, "row token *shape"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Rows of sampled ids. `tokens` are prompt and answer, right-padded to `lengths`; `generated` the answers alone.
+
+    `real` is False past a row's end; `phase` numbers the phase of each generated token.
+    """
+
+    tokens: Int[Tensor, "row position"]
+    lengths: Int[Tensor, "row"]
+    prompt_lengths: Int[Tensor, "row"]
+    generated: Int[Tensor, "row token"]
+    real: Bool[Tensor, "row token"]
+    phase: Int[Tensor, "token"]
+    finish_reason: tuple[Literal["stop", "length"], ...]
+    names: tuple[str, ...]
+    telemetry: Telemetry | None
+    batches: tuple[int, ...]
+
+
+def stop_ids(model: Model) -> frozenset[int]:
+    """Every id that ends a turn or a text: the tokenizer's EOS and all of the generation config's."""
+    found: set[int] = set()
+    hf_model: Any = getattr(model.backend, "model", None)
+    configs = [getattr(hf_model, "generation_config", None), getattr(hf_model, "config", None), model.tokenizer]
+    for config in configs:
+        value = getattr(config, "eos_token_id", None)
+        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+    return frozenset(int(i) for i in found if 0 <= int(i) < model.dims.d_vocab)
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    prompts: Int[Tensor, "row position"] | Sequence[Int[Tensor, "position"]],
+    phases: Sequence[Phase],
+    *,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    stop: frozenset[int] | None = None,
+    watch: Watch | None = None,
+    batch_size: int | None = None,
+) -> Samples:
+    """Samples every row through the phases.
+
+    prompts: ids, one row each, of any lengths. Temperature None is greedy. A row's draws come from (seed, its name);
+    names default to the row numbers. `stop` None is `stop_ids(model)`: a row ends where one is sampled, unless the
+    phase suppresses it. A batch that does not fit in memory is halved and goes on; `Samples.batches` says so.
+    Raises ValueError or TypeError before any compute where a request cannot be met.
+    """
+    rows = [torch.as_tensor(p).flatten() for p in prompts]
+    _check(model, rows, phases, temperature, top_p, watch)
+    labels = [str(i) for i in range(len(rows))] if names is None else list(names)
+    if len(labels) != len(rows) or len(set(labels)) < len(labels):
+        raise ValueError(f"{len(rows)} rows need as many different names; got {len(set(labels))} of {len(labels)}")
+    ids = stop_ids(model) if stop is None else stop
+    plan = _Plan(model, tuple(phases), temperature, top_p, seed, ids, watch)
+    parts, sizes, start, size = [], [], 0, batch_size or len(rows)
+    while start < len(rows):
+        chosen = range(start, min(start + size, len(rows)))
+        try:
+            parts.append(_Batch(plan, [rows[i] for i in chosen], [labels[i] for i in chosen], chosen).run())
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = max(1, min(size, len(rows)) // 2)
+            continue
+        sizes.append(len(chosen))
+        start += size
+    return _joined(parts, tuple(sizes))
+
+
+def _check(
+    model: Model,
+    rows: list[Tensor],
+    phases: Sequence[Phase],
+    temperature: float | None,
+    top_p: float,
+    watch: Watch | None,
+) -> None:
+    if not rows or any(len(row) == 0 for row in rows):
+        raise ValueError("each prompt needs at least one token; an empty one cannot be continued")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive, not {temperature}; leave it out for greedy")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be within (0, 1], not {top_p}")
+    if not phases or any(p.n_tokens < 0 for p in phases):
+        raise ValueError(f"phases need n_tokens >= 0 each, not {[p.n_tokens for p in phases]}")
+    total = max(map(len, rows)) + sum(p.n_tokens for p in phases)
+    if model.dims.n_ctx is not None and total > model.dims.n_ctx:
+        raise ValueError(f"{model.name} has a context of {model.dims.n_ctx} positions; prompt and phases need {total}")
+    low, high = min(int(r.min()) for r in rows), max(int(r.max()) for r in rows)
+    if low < 0 or high >= model.dims.d_vocab:
+        raise ValueError(f"{model.name} has ids 0..{model.dims.d_vocab - 1}; a prompt holds {low if low < 0 else high}")
+    for phase in phases:
+        for intervention in phase.interventions:
+            check_at(model, intervention, len(rows))
+    if watch is not None:
+        model.check_site(watch.site)
+        if watch.directions.ndim != 2 or watch.directions.shape[1:] != model.dims.shape(watch.site):
+            raise ValueError(f"directions have shape {tuple(watch.directions.shape)}; {watch.site} needs [vector {model.dims.d_model}]")
+        if (watch.directions.float().norm(dim=-1) == 0).any() or not watch.directions.isfinite().all():
+            raise ValueError("a watched direction has norm zero or is not finite; leave it out")
+
+
+def check_at(model: Model, intervention: Intervention, n_rows: int) -> None:
+    """Refuses an intervention that the model cannot take."""
+    model.check_site(intervention.site)
+    check(intervention, model.dims.shape(intervention.site), n_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is asked of every batch."""
+
+    model: Model
+    phases: tuple[Phase, ...]
+    temperature: float | None
+    top_p: float
+    seed: int
+    stop: frozenset[int]
+    watch: Watch | None
+
+
+@dataclass(eq=False)
+class _Batch:
+    """One batch of rows on its way through the phases."""
+
+    plan: _Plan
+    rows: list[Tensor]
+    names: list[str]
+    chosen: range
+    notes: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def run(self) -> Samples:
+        from mechinterp.stream import Stream
+
+        plan = self.plan
+        n_total = sum(p.n_tokens for p in plan.phases)
+        uniform = drawing.uniforms(plan.seed, self.names, n_total) if plan.temperature else None
+        stream = Stream.start(plan.model, self.rows)
+        beside = Stream.start(plan.model, self.rows) if plan.watch is not None and plan.watch.kl else None
+        done = torch.zeros(len(self.rows), dtype=torch.bool)
+        generated, real, phase_of = [], [], []
+        filler = torch.tensor(min(plan.stop, default=0))
+        for number, phase in enumerate(plan.phases):
+            edits = tuple(rows_of(i, self.chosen) for i in phase.interventions if _acts(i))
+            stream.enter(edits, phase.cache)
+            for _ in range(phase.n_tokens):
+                if done.all():
+                    break
+                logits, seen = stream.step(plan.watch)
+                self._note(logits, seen, beside)
+                token = self._choose(logits, phase, uniform, len(generated))
+                real.append(~done)
+                token = torch.where(done, filler, token)
+                done = done | (torch.isin(token, torch.tensor(sorted(plan.stop))) & ~done)
+                generated.append(token)
+                phase_of.append(number)
+                stream.push(token)
+                if beside is not None:
+                    beside.push(token)
+        return self._samples(generated, real, phase_of, done)
+
+    def _choose(self, logits: Tensor, phase: Phase, uniform: Tensor | None, index: int) -> Tensor:
+        if phase.suppress:
+            logits = logits.clone()
+            logits[:, sorted(phase.suppress)] = -torch.inf
+        drawn = torch.empty(0) if uniform is None else uniform[:, index]
+        return drawing.draw(logits, drawn, self.plan.temperature, self.plan.top_p).cpu()
+
+    def _note(self, logits: Tensor, seen: Any, beside: Any) -> None:
+        """Telemetry of one token, from the pass that decided it."""
+        watch = self.plan.watch
+        if watch is None:
+            return
+        log_p = logits.float().log_softmax(-1)
+        unit = torch.nn.functional.normalize(watch.directions.float(), dim=-1).to(logits.device)
+        after, before = (x[:, -1].float().to(logits.device) for x in (seen.values[watch.site], seen.natural[watch.site]))
+        note = {
+            "projections": after @ unit.T,
+            "natural": before @ unit.T,
+            "norms": after.norm(dim=-1),
+            "entropy": -(log_p.exp() * log_p).nansum(-1),
+        }
+        if beside is not None:
+            other = beside.step(None)[0].float().log_softmax(-1)
+            note["kl"] = torch.nn.functional.kl_div(other, log_p, reduction="none", log_target=True).sum(-1)
+        for site in watch.capture:
+            note[f"captured {site}"] = seen.values[site][:, -1]
+        self.notes.append({name: value.cpu() for name, value in note.items()})
+
+    def _samples(self, generated: list[Tensor], real: list[Tensor], phase_of: list[int], done: Tensor) -> Samples:
+        n = len(self.rows)
+        answer = torch.stack(generated, 1) if generated else torch.empty(n, 0, dtype=torch.long)
+        mask = torch.stack(real, 1) if real else torch.empty(n, 0, dtype=torch.bool)
+        prompt_lengths = torch.tensor([len(row) for row in self.rows])
+        lengths = prompt_lengths + mask.sum(1)
+        tokens = torch.zeros(n, int(lengths.max()), dtype=torch.long)
+        for i, row in enumerate(self.rows):
+            tokens[i, : len(row)] = row
+            tokens[i, len(row) : lengths[i]] = answer[i][mask[i]]
+        return Samples(
+            tokens=tokens,
+            lengths=lengths,
+            prompt_lengths=prompt_lengths,
+            generated=answer,
+            real=mask,
+            phase=torch.tensor(phase_of, dtype=torch.long),
+            finish_reason=tuple("stop" if d else "length" for d in done.tolist()),
+            names=tuple(self.names),
+            telemetry=self._telemetry(n),
+            batches=(),
+        )
+
+    def _telemetry(self, n: int) -> Telemetry | None:
+        watch = self.plan.watch
+        if watch is None:
+            return None
+
+        def over(name: str, *shape: int) -> Tensor:
+            return torch.stack([note[name] for note in self.notes], 1) if self.notes else torch.empty(n, 0, *shape)
+
+        k = len(watch.directions)
+        return Telemetry(
+            projections=over("projections", k),
+            natural=over("natural", k),
+            norms=over("norms"),
+            entropy=over("entropy"),
+            kl=over("kl") if watch.kl else None,
+            captured={s: over(f"captured {s}", *self.plan.model.dims.shape(s)) for s in watch.capture},
+        )
+
+
+def _acts(intervention: Intervention) -> bool:
+    """Strength 0 is no intervention, bit for bit: it must not change which path the keys and values take."""
+    return bool((torch.as_tensor(intervention.strength) != 0).any())
+
+
+def rows_of(intervention: Intervention, rows: range) -> Intervention:
+    """The intervention for some rows of a larger batch: vectors, strengths and batch rows that are one for each row."""
+    from dataclasses import fields, replace
+
+    if rows.start == 0 and intervention.batch_rows is None and not isinstance(intervention.strength, Tensor):
+        shared = all(t.ndim == _dims(intervention) for t in intervention.tensors())
+        if shared:
+            return intervention
+    changed: dict[str, Any] = {}
+    for part in fields(intervention):
+        value = getattr(intervention, part.name)
+        per_row = isinstance(value, Tensor) and (part.name == "strength" or value.ndim > _dims(intervention))
+        if per_row:
+            changed[part.name] = value[rows.start : rows.stop]
+    if intervention.batch_rows is not None:
+        changed["batch_rows"] = tuple(r - rows.start for r in intervention.batch_rows if r in rows)
+    return replace(intervention, **changed)
+
+
+def _dims(intervention: Intervention) -> int:
+    return 2 if intervention.site.name == "z" else 1
+
+
+def _joined(parts: list[Samples], sizes: tuple[int, ...]) -> Samples:
+    """Batches as one; shorter ones are padded with what is not real."""
+    from dataclasses import replace
+
+    if len(parts) == 1:
+        return replace(parts[0], batches=sizes)
+
+    def cat(tensors: list[Tensor]) -> Tensor:
+        n = max(t.shape[1] for t in tensors)
+        grown = [torch.cat([t, t.new_zeros(t.shape[0], n - t.shape[1], *t.shape[2:])], 1) for t in tensors]
+        return torch.cat(grown)
+
+    notes = [p.telemetry for p in parts if p.telemetry is not None]
+    telemetry = None
+    if notes:
+        kls = [t.kl for t in notes if t.kl is not None]
+        telemetry = Telemetry(
+            *(cat([getattr(t, name) for t in notes]) for name in ("projections", "natural", "norms", "entropy")),
+            kl=cat(kls) if kls else None,
+            captured={s: cat([t.captured[s] for t in notes]) for s in notes[0].captured},
+        )
+    return Samples(
+        tokens=cat([p.tokens for p in parts]),
+        lengths=torch.cat([p.lengths for p in parts]),
+        prompt_lengths=torch.cat([p.prompt_lengths for p in parts]),
+        generated=cat([p.generated for p in parts]),
+        real=cat([p.real for p in parts]),
+        phase=max((p.phase for p in parts), key=len),
+        finish_reason=tuple(r for p in parts for r in p.finish_reason),
+        names=tuple(n for p in parts for n in p.names),
+        telemetry=telemetry,
+        batches=sizes,
+    )
+
+
