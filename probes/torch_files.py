@@ -1,6 +1,5 @@
 """Open .pt files of unknown origin: tensors, plain containers and numpy arrays, and never any code."""
 
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -67,26 +66,9 @@ def described(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def sha256_of(*paths: Path) -> str:
-    """SHA-256 of the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _numpy_arrays() -> list:
     """What a pickled float array is made of, under the old and the new names of numpy's module."""
     kinds = [type(numpy.dtype(name)) for name in ("float16", "float32", "float64")]
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")
     constructors = [(multiarray._reconstruct, f"{module}._reconstruct") for module in modules]
-    return [numpy.ndarray, numpy.dtype, *kinds, *constructors, (_latin1, "_codecs.encode")]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What pickle protocol 2 calls to write bytes; the real function would load any codec named."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"GLOBAL _codecs.encode({encoding!r})")
-    return text.encode("latin1")
+    return [numpy.ndarray, numpy.dtype, *kinds, *constructors]

@@ -8,6 +8,7 @@ Layers, as each format declares them (the passport records it):
   format with the output of block L - 1 under `direction.L`; nothing in the file tells the two apart.
 """
 
+import hashlib
 import json
 import operator
 import re
@@ -20,7 +21,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from probes.torch_files import described, load_tensors, mapping_of, names_of, sha256_of, tensor_of
+from mechinterp.files import file_sha256
+from probes.torch_files import described, load_tensors, mapping_of, names_of, tensor_of
 from probes.vectors import BLOCK_OUTPUT, Passport, Vectors, load_vectors, prompts_digest
 
 HIDDEN_STATES = (
@@ -74,7 +76,9 @@ def read_centroids(path: Path | str, *, layer: int | None = None) -> Vectors:
     if not files:
         raise ValueError(f"the folder {path} holds no centroids_layer*.pt")
     by_layer = {_layer_in_name(file, None): tensor_of(file, load_tensors(file), 2) for file in files}
-    return _stacked(path, by_layer, _names_beside(path), sha256_of(*files))
+    digests = "".join(file_sha256(file) for file in files)
+    digest = hashlib.sha256(digests.encode()).hexdigest()
+    return _stacked(path, by_layer, _names_beside(path), digest)
 
 
 def read_assistant_axis_pt(path: Path | str) -> Vectors:
@@ -114,7 +118,7 @@ def read_repeng_gguf(path: Path | str) -> Vectors:
         positions="last token",
         norm_units="unit",
         source_format="repeng_gguf",
-        source_sha256=sha256_of(path),
+        source_sha256=file_sha256(path),
     )
     return _one_vector(path, path.stem, directions, passport)
 
@@ -145,7 +149,7 @@ def _activations(path: Path, found: object, kind: Literal["contrast", "activatio
         n_target=1,
         n_reference=1 if kind == "contrast" else None,
         source_format="activations_pt",
-        source_sha256=sha256_of(path),
+        source_sha256=file_sha256(path),
     )
     return Vectors(tuple(names[row] for row in keep), tuple(range(values.shape[1])), values[keep], passport)
 
@@ -161,7 +165,7 @@ def _system_prompts(path: Path, personas: object, names: tuple[str, ...]) -> dic
 def _centroids(path: Path, found: object, layer: int | None) -> Vectors:
     if isinstance(found, Tensor):
         by_layer = {_layer_in_name(path, layer): tensor_of(path, found, 2)}
-        return _stacked(path, by_layer, _names_beside(path.parent), sha256_of(path))
+        return _stacked(path, by_layer, _names_beside(path.parent), file_sha256(path))
     entry = mapping_of(path, found, "persona_names")
     rest = {key: value for key, value in entry.items() if key not in ("persona_names", "metadata")}
     if "centroid" in rest:
@@ -170,7 +174,7 @@ def _centroids(path: Path, found: object, layer: int | None) -> Vectors:
         source = rest["centroids"] if isinstance(rest.get("centroids"), Mapping) else rest
         by_layer = {_layer_of(path, key): value for key, value in source.items()}
     by_layer = {key: tensor_of(path, value, 2) for key, value in sorted(by_layer.items())}
-    return _stacked(path, by_layer, names_of(path, entry["persona_names"]), sha256_of(path))
+    return _stacked(path, by_layer, names_of(path, entry["persona_names"]), file_sha256(path))
 
 
 def _stacked(path: Path, by_layer: dict[int, Tensor], names: tuple[str, ...], digest: str) -> Vectors:
@@ -194,7 +198,7 @@ def _assistant_axis(path: Path, found: object) -> Vectors:
         layer_convention=BLOCK_OUTPUT,
         positions="mean over answer tokens",
         source_format="assistant_axis_pt",
-        source_sha256=sha256_of(path),
+        source_sha256=file_sha256(path),
     )
     if isinstance(found, Tensor):
         method = "default minus roles" if path.stem.endswith("axis") else "mean"

@@ -7,9 +7,6 @@ Layer L means the output of block L, whatever the file that the vectors came fro
 import hashlib
 import json
 import operator
-import os
-import tempfile
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +17,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from mechinterp.files import unique_names, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +75,7 @@ class Vectors:
     passport: Passport
 
     def __post_init__(self) -> None:
-        _check_names(self.names)
+        unique_names(self.names, what="vector")
         _check_layers(self.layers)
         _check_values(self)
 
@@ -189,7 +188,8 @@ def save_vectors(vectors: Vectors, path: Path | str) -> Path:
         "passport": asdict(vectors.passport),
     }
     text = json.dumps(header, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _write_atomically(path, save({"values": values}, metadata={"mechinterp": text}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, save({"values": values}, metadata={"mechinterp": text}))
     return path
 
 
@@ -230,31 +230,6 @@ def _passport(entry: dict[str, object], path: Path | str) -> Passport:
 
 def _digest(values: Tensor) -> str:
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _check_names(names: tuple[str, ...]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{name!r} is no name for a vector; write a text")
-        form = unicodedata.normalize("NFC", name).casefold()
-        if form in seen:
-            raise ValueError(f"the names {seen[form]!r} and {name!r} are equal up to case and Unicode form")
-        seen[form] = name
 
 
 def _check_layers(layers: tuple[int, ...]) -> None:

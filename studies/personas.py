@@ -5,12 +5,12 @@ with the key "control" is moved to the front.
 """
 
 import json
-import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+
+from mechinterp.files import unique_names
 
 # Longer than the context of the models studied here; a text beyond it is a wrong file, not a prompt.
 LONGEST_TEXT = 100_000
@@ -53,7 +53,7 @@ def roles() -> dict[str, Persona]:
 
 def core_personas() -> dict[str, Persona]:
     """The 11 core personas, in matrix order (methods A.1)."""
-    return {key: persona for key, persona in wide_personas().items() if persona.category == "core"}
+    return {key: persona for key, persona in wide_personas().items() if persona.category == "original"}
 
 
 def wide_personas() -> dict[str, Persona]:
@@ -74,8 +74,8 @@ def _personas(source: Path | Traversable, label: str) -> dict[str, Persona]:
     if not members:
         raise ValueError(f"{where} holds no personas; write at least one name with its prompt")
     personas = {key: _persona(key, value, f"{where}.{key}") for key, value in members.items()}
-    _refuse_equal(personas, where, "key")
-    _refuse_equal([persona.readable_name for persona in personas.values()], where, "readable_name")
+    unique_names(personas, what=f"{where} key")
+    unique_names([persona.readable_name for persona in personas.values()], what=f"{where} readable_name")
     return {key: personas[key] for key in sorted(personas, key=lambda key: key != "control")}
 
 
@@ -103,12 +103,12 @@ def _persona(key: str, value: object, where: str) -> Persona:
 def _questions(source: Path | Traversable, label: str) -> dict[str, tuple[str, ...]]:
     where, members = _inside(_read(source, label), "questions", label)
     groups = {group: _texts(texts, f"{where}.{group}") for group, texts in members.items()}
-    _refuse_equal(groups, where, "group")
+    unique_names(groups, what=f"{where} group")
     for group, texts in groups.items():
         _text(group, f"the name at {where}.{group}")
         if not texts:
             raise ValueError(f"{where}.{group} holds no questions; write at least one or leave the group out")
-        _refuse_equal(texts, f"{where}.{group}", "question")
+        unique_names(texts, what=f"{where}.{group} question")
     if not groups:
         raise ValueError(f'{where} holds no questions; write {{"questions": {{group: [text]}}}}')
     return groups
@@ -164,18 +164,6 @@ def _text(value: object, where: str, *, empty: bool = False) -> str:
             f"{where} holds half of a surrogate pair, which is no character; write the whole one"
         )
     return value
-
-
-def _refuse_equal(names: Iterable[str], where: str, kind: str) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        form = unicodedata.normalize("NFC", name).casefold()
-        if form in seen:
-            raise ValueError(
-                f"{where} holds the {kind} {name!r} beside {seen[form]!r}, equal up to case and Unicode "
-                "form; rename one"
-            )
-        seen[form] = name
 
 
 def _readable(key: str) -> str:

@@ -41,7 +41,7 @@ NAMED_ROLES = [
     "victorian_aristocrat",
 ]
 CATEGORY_SIZES = {
-    "core": 11,
+    "original": 11,
     "professional_peer": 15,
     "modified_source": 15,
     "opposite": 10,
@@ -160,7 +160,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path):
     ids=["case", "unicode_form", "casefold", "json_key", "json_wrapper", "readable_name"],
 )
 def test_fault_054_equal_names_are_refused(tmp_path: Path, document: object):
-    with pytest.raises(ValueError, match=r"equal up to|twice"):
+    with pytest.raises(ValueError, match=r"rename one|twice"):
         load_personas(written(tmp_path, document))
 
 
@@ -209,7 +209,7 @@ def test_a_users_questions_are_read_by_group(tmp_path: Path, wrapped: bool):
         ({"questions": {"g": [" "]}}, r"\$\.questions\.g\[0\] is empty"),
         ({"questions": {"g": []}}, r"\$\.questions\.g holds no questions"),
         ({"questions": {"g": "What?"}}, r"\$\.questions\.g is \"What"),
-        ({"questions": {"g": ["What?", "what?"]}}, "equal up to"),
+        ({"questions": {"g": ["What?", "what?"]}}, "rename one"),
         ({"questions": {}}, "holds no questions"),
         ({"questions": {"g": ["x" * 10_000_000]}}, r"\$\.questions\.g\[0\] has 10000000"),
     ],
