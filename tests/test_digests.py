@@ -30,7 +30,7 @@ def test_files_shards_and_tensors_agree(tmp_path: Path):
     "change",
     [
         {"a": torch.arange(6.0).reshape(3, 2)},
-        {"a": torch.arange(6.0).reshape(2, 3).double()},
+        {"b": WEIGHTS["b"].view(torch.int16)},
         {"a": torch.nextafter(WEIGHTS["a"], torch.tensor(9.0))},
         {"f": torch.zeros(1)},
         {"d": torch.zeros(5, 0, dtype=torch.float16)},
@@ -47,6 +47,8 @@ def test_layout_in_memory_does_not_count_and_tied_weights_count_once():
     assert not strided.is_contiguous()
     assert tensors_sha256({"embed": strided}) == tensors_sha256({"embed": weight, "head": weight})
     assert tensors_sha256({"embed": weight, "head": weight.clone()}) != tensors_sha256({"embed": weight})
+    empty = {name: torch.zeros(0, 5) for name in "ab"}  # all at address 0, and yet not one tensor
+    assert tensors_sha256(empty) != tensors_sha256({"a": empty["a"]})
 
 
 def test_tensors_without_values_are_refused():
