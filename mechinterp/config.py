@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,7 +29,7 @@ class StudyConfig(BaseModel):
     seed: int = 42
 
     @classmethod
-    def from_toml(cls, path: Path) -> Self:
+    def from_toml(cls: type[Config], path: Path) -> Config:
         """The configuration in a TOML (or JSON) file."""
         return load_config(cls, path)
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock
 
@@ -64,7 +64,7 @@ class Run:
         inputs: Mapping[str, str] | None = None,
         wait: float = 0.0,
         new: bool = False,
-    ) -> Self:
+    ) -> Run:
         """Start a run in `folder`, or go on with the one there, alone on it until `close`.
 
         `models` and `inputs` map names to SHA-256. `wait` is how many seconds to wait for another process;
@@ -86,7 +86,7 @@ class Run:
             raise
 
     @classmethod
-    def read(cls, folder: Path | str) -> Self:
+    def read(cls, folder: Path | str) -> Run:
         """Open a run to look at, also while another process works on it."""
         folder = Path(folder).resolve()
         if not (folder / "manifest.json").is_file():
@@ -100,7 +100,7 @@ class Run:
             (self.folder / ".holder").unlink(missing_ok=True)
             self.lock.release()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -175,7 +175,7 @@ class Run:
         path = self.folder / "timings.jsonl"
         spent = [line["seconds"] for line in (read_lines(path) if path.exists() else []) if "seconds" in line]
         rest = sum(spent) / len(spent) * len(left) if spent else None
-        return Status(len(cells), len(cells) - len(left), left, sum(spent), rest)
+        return Status(len(cells), len(cells) - len(left), left, sum(spent, 0.0), rest)
 
     def safe(self) -> int:
         """How many cells are on the disk."""

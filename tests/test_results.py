@@ -346,8 +346,8 @@ def test_fault_084_json_lines_forgive_a_cut_end_but_not_a_broken_middle(tmp_path
 
 HARD = [
     "../../x", "/etc/passwd", "CON", "con.txt", "a" * 300, "org/name", "", ".", "..", " ", "a.", "Villain",
-    "villain", "VILLAIN", "é", "e\u0301", "E\u0301", "\x00", "ß", "ss", "a\nb", "~", "-x", "nul", "lpt1.json", "\udc80",
-    "名前", "a:b", "a\\b", ".hidden",
+    "villain", "VILLAIN", "é", "e\u0301", "E\u0301", "\x00", "ß", "ss", "a\nb", "~", "-x", "nul",
+    "lpt1.json", "\udc80", "名前", "a:b", "a\\b", ".hidden",
 ]  # fmt: skip
 
 
