@@ -150,6 +150,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path):
         {"villain": "x", "Villain": "y"},
         {"café": "x", "cafe\u0301": "y"},
         {"straße": "x", "STRASSE": "y"},
+        {
+            "a": {"system_prompt": "x", "readable_name": "1"},
+            "A": {"system_prompt": "y", "readable_name": "2"},
+        },
         '{"villain": "x", "villain": "y"}',
         '{"personas": {"a": "x"}, "personas": {"b": "y"}}',
         {
@@ -157,7 +161,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path):
             "b": {"system_prompt": "y", "readable_name": "One"},
         },
     ],
-    ids=["case", "unicode_form", "casefold", "json_key", "json_wrapper", "readable_name"],
+    ids=["case", "unicode_form", "casefold", "only_the_key", "json_key", "json_wrapper", "readable_name"],
 )
 def test_fault_054_equal_names_are_refused(tmp_path: Path, document: object):
     with pytest.raises(ValueError, match=r"rename one|twice"):
