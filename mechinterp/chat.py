@@ -58,13 +58,7 @@ def render(
     message and a blank line before the first user message, for templates without that role.
     Raises ValueError for messages, templates and tokenizers from which no exact segmentation can be had.
     """
-    checked = _checked(messages)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer (a tokenizer.json) "
-            "or use plain(tokenizer, text)"
-        )
-    source = _template(tokenizer, template)
+    checked, source = _checked(messages), _template(tokenizer, template)
     drafts = _drafts(checked, system_role)
 
     def fill(chat: list[dict[str, str]], generation: bool) -> str:
@@ -81,15 +75,7 @@ def render(
     ids, bounds = tokenise(tokenizer, found.text)
     marks = marks_of(tokenizer, ids, control_ids(tokenizer, grammar.markup))
     forged = None if allow_control_tokens else control_inside(found.text, stretches, bounds, marks)
-    if forged is not None:
-        raise ValueError(
-            f"{_name(checked, forged[0])} holds {forged[1]!r}, which the tokenizer reads as a control token; "
-            "take it out, or pass allow_control_tokens=True to keep it as one"
-        )
-    if ids[:2] == [tokenizer.bos_token_id] * 2:
-        raise ValueError(
-            "this chat begins with two BOS tokens; take one out of the messages or the template="
-        )
+    _check_control(tokenizer, ids, forged, checked)
     segmentation, straddling = segment(stretches, bounds, marks)
     warnings = _warnings(found, checked, stretches, generation_prompt) + straddling
     digest = hashlib.sha256(source.encode()).hexdigest()
@@ -177,7 +163,26 @@ def _name(messages: Sequence[Mapping[str, str]], index: int) -> str:
     return f"message {index} ({messages[index]['role']})"
 
 
+def _check_control(
+    tokenizer: Any, ids: list[int], forged: tuple[int, str] | None, messages: Sequence[Mapping[str, str]]
+) -> None:
+    if forged is not None:
+        raise ValueError(
+            f"{_name(messages, forged[0])} holds {forged[1]!r}, which is a control token to the tokenizer; "
+            "take it out, or pass allow_control_tokens=True to keep it as one"
+        )
+    if ids[:2] == [tokenizer.bos_token_id] * 2:
+        raise ValueError(
+            "this chat begins with two BOS tokens; take one out of the messages or the template="
+        )
+
+
 def _template(tokenizer: Any, template: str | None) -> str:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} gives no character offsets; load the fast one (tokenizer.json), "
+            "or use plain(tokenizer, text)"
+        )
     if template is None and not tokenizer.chat_template:
         raise ValueError(
             f"{type(tokenizer).__name__} has no chat template; pass template=, or chat=False "

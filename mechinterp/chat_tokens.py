@@ -53,30 +53,31 @@ def marks_of(tokenizer: Any, ids: Sequence[int], control: frozenset[int]) -> Tok
 def segment(
     stretches: Sequence[Stretch], bounds: Sequence[Bounds], marks: TokenMarks
 ) -> tuple[Segmentation, tuple[str, ...]]:
-    """Each token goes where its first character is; it is message text if any of its characters is.
+    """Each token goes where its first character of message text is, or else its first character.
 
-    Also says, as warnings, which tokens reach into a second region.
+    It is special unless it holds message text. Also says, as warnings, which tokens reach into a second region.
     """
     filled = [new for old, new in pairwise([Stretch("", 0, -1, False), *stretches]) if new.stop > old.stop]
     stops = [stretch.stop for stretch in filled]
-    region, turn, special, warnings = [], [], [], []
+    chosen, special, warnings = [], [], []
     for position, (start, stop) in enumerate(bounds):
         first = min(bisect_right(stops, start), len(filled) - 1)
         last = min(bisect_right(stops, max(start, stop - 1)), len(filled) - 1)
-        region.append(CHAT_REGIONS.index(filled[first].region))
-        turn.append(filled[first].turn)
-        special.append(not any(stretch.content for stretch in filled[first : last + 1]))
-        if filled[first].region != filled[last].region:
+        covered = filled[first : last + 1]
+        home = next((stretch for stretch in covered if stretch.content), covered[0])
+        chosen.append(home)
+        special.append(not home.content)
+        regions = list(dict.fromkeys(stretch.region for stretch in covered))
+        if len(regions) > 1:
             warnings.append(
-                f"token {position} holds the end of {filled[first].region} and the start of "
-                f"{filled[last].region}; it is counted as {filled[first].region}"
+                f"token {position} holds text of {' and '.join(regions)}; it counts as {home.region}"
             )
     segmentation = Segmentation(
         CHAT_REGIONS,
-        torch.tensor(region, dtype=torch.long),
+        torch.tensor([CHAT_REGIONS.index(stretch.region) for stretch in chosen], dtype=torch.long),
         torch.tensor(special, dtype=torch.bool) | marks.control,
         marks,
-        torch.tensor(turn, dtype=torch.long),
+        torch.tensor([stretch.turn for stretch in chosen], dtype=torch.long),
     )
     return segmentation, tuple(warnings)
 
