@@ -155,6 +155,7 @@ def test_weights_digest_follows_the_bytes(directory: Path, tmp_path: Path, monke
     save_file({"a": torch.zeros(3)}, file)
     os.utime(file, (old, old))
     assert weights_sha256(directory) == tensors_sha256({"a": torch.zeros(3)})
+    assert not (tmp_path / "cache").exists()  # nothing is remembered of files that are still being written
 
 
 def test_weights_digest_is_remembered_for_settled_files(directory: Path, tmp_path: Path, monkeypatch):
