@@ -141,7 +141,7 @@ class Model:
             tokens=tokens,
             rows=rows,
             pad_left=pad,
-            capture=_with_parts(capture),
+            capture=with_parts(capture),
             slots=_slots(positions, ends, offset, "positions"),
             interventions=interventions,
             logit_slots=_slots(logits_at, ends, offset, "logits_at"),
@@ -276,7 +276,7 @@ def _check_spread(logits: Tensor) -> None:
         raise FloatingPointError("the edited model gives the same logit to every token; use a smaller strength")
 
 
-def _with_parts(capture: tuple[Site, ...]) -> tuple[Site, ...]:
+def with_parts(capture: tuple[Site, ...]) -> tuple[Site, ...]:
     """What a backend must capture: resid_mid is made of resid_pre and attn_out."""
     parts = [s for s in capture if s.name != "resid_mid"]
     for site in capture:

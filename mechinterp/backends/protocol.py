@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -71,6 +71,7 @@ class Pass:
     cache: Cache | None = None
     keep_cache: bool = False
     natural: tuple[Site, ...] = ()
+    pool: Float[Tensor, "batch slot"] | None = None
 
     @property
     def n_cached(self) -> int:
@@ -139,7 +140,10 @@ class Recorder:
         self.values[site] = value.detach()
 
     def _kept(self, x: Tensor) -> Tensor:
-        """A copy, so that no later change in place shows in what was captured."""
+        """A copy, so that no later change in place shows in what was captured; or the pooled rows, in fp32."""
+        if self.request.pool is not None:
+            weights = self.request.pool.to(x.device)
+            return einsum(x.detach().float(), weights, "batch slot ..., batch slot -> batch ...")
         if self.request.slots is None:
             return x.detach().clone()
         return gather_slots(x.detach(), self.request.slots)
