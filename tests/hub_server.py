@@ -1,4 +1,4 @@
-"""A hub of three repositories on this machine: answers as the real one, prints what `resolve` made of it.
+"""A hub of four repositories on this machine: answers as the real one, prints what `resolve` made of it.
 
 Run as a program, because huggingface_hub reads its address and switches when it is imported.
 """
@@ -25,6 +25,12 @@ REPOSITORIES = {
         "step-1/config.json": CONFIG,
         "step-1/model.safetensors": b"earlier weights",
         "step-2/model.safetensors": b"not asked for",
+    },
+    "org/sharded": {
+        "config.json": CONFIG,
+        "model.safetensors.index.json": b'{"weight_map": {"a": "model-00001-of-00001.safetensors"}}',
+        "model-00001-of-00001.safetensors": WEIGHTS,
+        "consolidated.safetensors": b"the same, once more",
     },
     "org/pickled": {"config.json": CONFIG, "pytorch_model.bin": b"pickle"},
     "org/gated": {"config.json": CONFIG, "model.safetensors": WEIGHTS},
@@ -91,7 +97,7 @@ def outcome(name: str, **where: str) -> dict:
         "commit": source.revision,
         "kind": source.kind,
         "files": sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()),
-        "weights": (source.path / "model.safetensors").read_text(),
+        "weights": next(source.path.glob("model*.safetensors")).read_text(),
     }
 
 
@@ -103,6 +109,7 @@ def main() -> None:
     )
     said = {
         "whole": outcome("org/whole"),
+        "sharded": outcome("org/sharded"),
         "subfolder": outcome("org/whole@main:step-1"),
         "revision": outcome("org/whole", revision="gone"),
         "gated": outcome("org/gated"),
@@ -110,7 +117,7 @@ def main() -> None:
         "pickled": outcome("org/pickled"),
         "no subfolder": outcome("org/whole", subfolder="step-9"),
     }
-    snapshot = next(Path(sys.argv[1]).rglob("snapshots")) / COMMIT
+    snapshot = next(Path(sys.argv[1]).rglob("models--org--whole/snapshots")) / COMMIT
     server.shutdown()
     server.server_close()
     said["cached"] = outcome("org/whole")

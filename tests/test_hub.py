@@ -162,7 +162,13 @@ def test_weights_digest_is_remembered_for_settled_files(directory: Path, tmp_pat
     monkeypatch.setenv("MECHINTERP_CACHE", str(tmp_path / "cache"))
     settled = time.time_ns() + 10 * 10**9
     monkeypatch.setattr("mechinterp.hub.time.time_ns", lambda: settled)
+    before = weights_sha256(directory)
+    other = make_model(tmp_path / "other", 2.0)
+    (directory / "model.safetensors").write_bytes(
+        (other / "model.safetensors").read_bytes()
+    )  # same inode, same size
     first = weights_sha256(directory)
+    assert first == weights_sha256(other) != before
     monkeypatch.setattr("mechinterp.hub.safetensors_sha256", lambda files: pytest.fail("read again"))
     assert weights_sha256(directory) == first
 
@@ -193,6 +199,9 @@ def test_hub_gives_one_set_of_safetensors_and_its_commit(answers: dict[str, dict
     got = answers["whole"]
     assert (got["commit"], got["kind"], got["weights"]) == (COMMIT, "hub", "weights")
     assert got["files"] == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert [file for file in answers["sharded"]["files"] if file.endswith(".safetensors")] == [
+        "model-00001-of-00001.safetensors"
+    ]
 
 
 def test_hub_subfolder_is_honoured(answers: dict[str, dict]):
