@@ -6,6 +6,7 @@ be, and a wrong anatomy is refused before anyone reads a number from it.
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from mechinterp import hub
+from mechinterp.adapters import Attached, attach, refuse_active_adapters
 from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of
 from mechinterp.backends.protocol import Backend, BackendName
 from mechinterp.backends.verify import verify as verify_sites
@@ -20,13 +22,14 @@ from mechinterp.model import Model
 
 logger = logging.getLogger("mechinterp")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+UNVERIFIED = "sites not verified"
 
 
 def load(
     name: str,
     *,
     backend: BackendName = "transformers",
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
     dtype: DType | torch.dtype = "auto",
     device: str = "auto",
     revision: str | None = None,
@@ -43,18 +46,53 @@ def load(
     _check_backend(backend)
     source = hub.resolve(name, revision=revision, subfolder=subfolder)
     hf_model = _load_weights(source.path, dtype, device)
+    refuse_active_adapters(hf_model)  # transformers puts one on by itself where it lies beside the weights
     record = {"name": source.name, "kind": source.kind, "revision": source.revision, "subfolder": source.subfolder}
     digest = hub.weights_sha256(source.path)
     tokenizer = _load_tokenizer(source.path)
     if adapter is None:
         return _build(hf_model, tokenizer, name, backend, digest, record, anatomy, verify)
-    from mechinterp.adapters import attach
+    names = (source.name, str(source.path))
+    attached = attach(hf_model, adapter, base_names=names, base_sha256=digest, tokenizer=tokenizer)
+    row = anatomy or anatomy_of(hf_model.config)
+    return _adapted(attached, tokenizer, name, backend, digest, record, row, verify)
 
-    attached = attach(hf_model, adapter, base_names=(source.name, str(source.path)))
-    record["adapter"] = attached.record
-    return _build(
-        attached.model(backend), tokenizer, f"{name}+{attached.name}", backend, attached.digest(digest), record, anatomy, verify
-    )
+
+def with_adapter(base: Model, adapter: str | Path) -> Model:
+    """A loaded base with a peft adapter on: another `Model` over the same weights; the base stays adapter off.
+
+    Raises as `load`, and ValueError for a base whose library keeps no Hugging Face model to share.
+    """
+    if "adapter" in base.source:
+        raise ValueError(f"{base.name} has active adapters; give with_adapter() the base without one")
+    made: Any = base.backend
+    hf_model = made.model if made.name == "transformers" else getattr(made, "hf_model", None)
+    if hf_model is None:
+        raise ValueError(
+            f"the {made.name} backend of {base.name} keeps no Hugging Face model to put an adapter on; write"
+            f" load(name, backend={made.name!r}, adapter=...)"
+        )
+    digest, names = base.weights_sha256, (base.source["name"], base.name)
+    attached = attach(hf_model, adapter, base_names=names, base_sha256=digest, tokenizer=base.tokenizer)
+    verify = UNVERIFIED not in base.notes
+    return _adapted(attached, base.tokenizer, base.name, made.name, digest, base.source, made.anatomy, verify)
+
+
+def _adapted(
+    attached: Attached,
+    tokenizer: Any,
+    base_name: str,
+    backend: BackendName,
+    base_sha256: str,
+    record: dict[str, Any],
+    anatomy: Anatomy,
+    verify: bool,
+) -> Model:
+    hf_model, notes = attached.model(backend, anatomy)
+    name, digest = f"{base_name}+{attached.name}", attached.digest(base_sha256)
+    record = {**record, "adapter": attached.record}
+    model = _build(hf_model, tokenizer, name, backend, digest, record, anatomy, verify)
+    return replace(model, notes=(*model.notes, *notes))
 
 
 def wrap(
@@ -128,7 +166,7 @@ def make_backend(
 def _checked(model: Model, verify: bool) -> Model:
     if not verify:
         return Model(
-            model.name, model.backend, model.tokenizer, model.weights_sha256, model.source, (*model.notes, "sites not verified")
+            model.name, model.backend, model.tokenizer, model.weights_sha256, model.source, (*model.notes, UNVERIFIED)
         )
     verify_sites(model.backend)
     for note in model.notes:
