@@ -4,26 +4,20 @@ Every row has its own generator, keyed by a digest of (seed, the row's name), so
 depend on its place in a batch or on its neighbours.
 """
 
-import hashlib
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.cells import cell_seed
+
 DRAWS = 16  # tries a token; past them (chance 0.05^16 at p = 0.95) the row is sorted
-
-
-def derived_seed(seed: int, *names: object) -> int:
-    """A seed from a seed and names, the same in every process (Python's own hash is salted)."""
-    text = "\x1f".join([str(seed), *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def uniforms(seed: int, names: list[str], n_tokens: int) -> Float[Tensor, "row token draw"]:
     """What each row will draw with, all of it: in [0, 1), float64."""
     rows = []
     for name in names:
-        generator = torch.Generator().manual_seed(derived_seed(seed, name))
+        generator = torch.Generator().manual_seed(cell_seed(seed, name, 0))
         rows.append(torch.rand(n_tokens, DRAWS + 1, generator=generator, dtype=torch.float64))
     return torch.stack(rows)
 

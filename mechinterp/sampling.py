@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechinterp import drawing
+from mechinterp.divergence import kl
 from mechinterp.interventions import Intervention, check
 from mechinterp.model import Model
 from mechinterp.sites import Site
@@ -208,7 +209,7 @@ class _Batch:
                 if done.all():
                     break
                 logits, seen = stream.step(plan.watch)
-                self._note(logits, seen, beside)
+                self._note(logits, seen, None if stream.is_natural else beside)
                 token = self._choose(logits, phase, uniform, len(generated))
                 real.append(~done)
                 token = torch.where(done, filler, token)
@@ -241,9 +242,9 @@ class _Batch:
             "norms": after.norm(dim=-1),
             "entropy": -(log_p.exp() * log_p).nansum(-1),
         }
-        if beside is not None:
-            other = beside.step(None)[0].float().log_softmax(-1)
-            note["kl"] = torch.nn.functional.kl_div(other, log_p, reduction="none", log_target=True).sum(-1)
+        if watch.kl:
+            natural = logits if beside is None else beside.step(None)[0]  # a natural state is its own reference
+            note["kl"] = kl(logits, natural)
         for site in watch.capture:
             note[f"captured {site}"] = seen.values[site][:, -1]
         self.notes.append({name: value.cpu() for name, value in note.items()})

@@ -43,6 +43,11 @@ class Stream:
         pad = longest - lengths
         return Stream(model, tokens, pad if bool(pad.any()) else None, longest, lengths)
 
+    @property
+    def is_natural(self) -> bool:
+        """Whether nothing that was edited is seen by the next token."""
+        return self.edited_from is None and not self.edits
+
     def push(self, token: Int[Tensor, "row"]) -> None:
         column = rearrange(token.to(self.tokens.device), "row -> row 1")
         self.tokens = torch.cat([self.tokens, column], 1)
