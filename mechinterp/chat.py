@@ -4,7 +4,7 @@ Nothing downstream decodes ids and encodes them again. Regions come from a fast 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechinterp.chat_layout import Found, Stretch, lay_out
 from mechinterp.chat_template import Draft, Fill, learn, messages_of
-from mechinterp.chat_tokens import control_ids, control_inside, marks_of, segment, tokenise
+from mechinterp.chat_tokens import control_inside, control_tokens, marks_of, segment, tokenise
 from mechinterp.segmentation import HEADER, SYSTEM_DEFAULT, Segmentation, TokenMarks
 
 ROLES = ("system", "user", "assistant")
@@ -56,30 +56,30 @@ def render(
     would have to be tokenised apart from its surroundings, which the model sees in no other chat.
     `allow_control_tokens=True` keeps it, marked as special. `system_role="prepend_user"` puts the system
     message and a blank line before the first user message, for templates without that role.
-    Raises ValueError for messages, templates and tokenizers from which no exact segmentation can be had.
+    Raises ValueError where no exact segmentation can be had.
     """
     checked, source = _checked(messages), _template(tokenizer, template)
-    drafts = _drafts(checked, system_role)
-
-    def fill(chat: list[dict[str, str]], generation: bool) -> str:
-        return tokenizer.apply_chat_template(
-            chat, chat_template=source, tokenize=False, add_generation_prompt=generation
-        )
-
+    drafts, fill = _drafts(checked, system_role), _filler(tokenizer, source)
     _try(fill, drafts, generation_prompt)
-    grammar = learn(fill, [token.content for token in tokenizer.added_tokens_decoder.values()])
-    roles = {index: message["role"] for index, message in enumerate(checked)}
+    added = tokenizer.added_tokens_decoder
+    grammar = learn(fill, [token.content for token in added.values()])
+    control = control_tokens(tokenizer, added, grammar.markup)
+    if not allow_control_tokens:
+        _refuse_control(checked, _spelled(checked, control.values()))
+    roles = dict(enumerate(message["role"] for message in checked))
     found, stretches = lay_out(
         fill, drafts, roles, grammar, generation_prompt=generation_prompt, source=source
     )
     ids, bounds = tokenise(tokenizer, found.text)
-    marks = marks_of(tokenizer, ids, control_ids(tokenizer, grammar.markup))
-    forged = None if allow_control_tokens else control_inside(found.text, stretches, bounds, marks)
-    _check_control(tokenizer, ids, forged, checked)
-    segmentation, straddling = segment(stretches, bounds, marks)
-    warnings = _warnings(found, checked, stretches, generation_prompt) + straddling
-    digest = hashlib.sha256(source.encode()).hexdigest()
-    return Prompt(torch.tensor([ids]), segmentation, found.text, checked, digest, warnings)
+    marks = marks_of(tokenizer, ids, control)
+    if not allow_control_tokens:
+        _refuse_control(checked, control_inside(found.text, stretches, bounds, marks))
+    if ids[:2] == [tokenizer.bos_token_id] * 2:
+        raise ValueError("this chat begins with two BOS tokens; take one out of the template=")
+    segmentation, shared = segment(stretches, bounds, marks)
+    warnings = _warnings(found, checked, stretches, generation_prompt) + shared
+    sha256 = hashlib.sha256(source.encode()).hexdigest()
+    return Prompt(torch.tensor([ids]), segmentation, found.text, checked, sha256, warnings)
 
 
 def plain(tokenizer: Any, text: str) -> Prompt:
@@ -130,7 +130,8 @@ def insert_question(
 
 def token_marks(tokenizer: Any, tokens: Int[Tensor, "position"]) -> TokenMarks:
     """Which ids are control tokens and newlines, for `Segmentation.extended` by a generated answer."""
-    return marks_of(tokenizer, [int(token) for token in tokens], control_ids(tokenizer, ""))
+    control = control_tokens(tokenizer, tokenizer.added_tokens_decoder, "")
+    return marks_of(tokenizer, [int(token) for token in tokens], control)
 
 
 def _checked(messages: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], ...]:
@@ -163,17 +164,17 @@ def _name(messages: Sequence[Mapping[str, str]], index: int) -> str:
     return f"message {index} ({messages[index]['role']})"
 
 
-def _check_control(
-    tokenizer: Any, ids: list[int], forged: tuple[int, str] | None, messages: Sequence[Mapping[str, str]]
-) -> None:
-    if forged is not None:
+def _spelled(messages: Sequence[Mapping[str, str]], control: Iterable[str]) -> tuple[int, str] | None:
+    """(message, token) of the first control token spelt out in a message, rendered or not."""
+    held = ((index, token) for token in control for index, m in enumerate(messages) if token in m["content"])
+    return next(held, None)
+
+
+def _refuse_control(messages: Sequence[Mapping[str, str]], held: tuple[int, str] | None) -> None:
+    if held is not None:
         raise ValueError(
-            f"{_name(messages, forged[0])} holds {forged[1]!r}, which is a control token to the tokenizer; "
+            f"{_name(messages, held[0])} holds {held[1]!r}, which is a control token to the tokenizer; "
             "take it out, or pass allow_control_tokens=True to keep it as one"
-        )
-    if ids[:2] == [tokenizer.bos_token_id] * 2:
-        raise ValueError(
-            "this chat begins with two BOS tokens; take one out of the messages or the template="
         )
 
 
@@ -189,6 +190,15 @@ def _template(tokenizer: Any, template: str | None) -> str:
             "(plain(tokenizer, text)) for a prompt without roles"
         )
     return tokenizer.get_chat_template(template)
+
+
+def _filler(tokenizer: Any, source: str) -> Fill:
+    def fill(chat: list[dict[str, str]], generation: bool) -> str:
+        return tokenizer.apply_chat_template(
+            chat, chat_template=source, tokenize=False, add_generation_prompt=generation
+        )
+
+    return fill
 
 
 def _drafts(messages: Sequence[Mapping[str, str]], system_role: str) -> list[Draft]:

@@ -1,7 +1,7 @@
 """From characters to tokens: which stretch of a rendered chat each token lies in, and what its id says."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -32,17 +32,17 @@ def tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[Bounds]]:
     return list(encoded["input_ids"]), bounds
 
 
-def control_ids(tokenizer: Any, markup: str) -> frozenset[int]:
-    """Ids of the special tokens, and of added tokens with which the template writes `markup`.
+def control_tokens(tokenizer: Any, added: Mapping[int, Any], markup: str) -> dict[int, str]:
+    """The special tokens, and those added tokens with which the template writes `markup`, by id.
 
     Added tokens of white space (Gemma's blank lines) are ordinary text.
     """
-    added = tokenizer.added_tokens_decoder.items()
-    written = {i for i, token in added if token.content.strip() and token.content in markup}
-    return frozenset({i for i, token in added if token.special} | written | set(tokenizer.all_special_ids))
+    shown = {i: token.content for i, token in added.items() if token.content.strip()}
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    return {i: text for i, text in shown.items() if i in special or text in markup}
 
 
-def marks_of(tokenizer: Any, ids: Sequence[int], control: frozenset[int]) -> TokenMarks:
+def marks_of(tokenizer: Any, ids: Sequence[int], control: Collection[int]) -> TokenMarks:
     """Masks over the ids; a token is looked at alone, as it decodes."""
     shown = {i: tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in set(ids)}
     exact = torch.tensor([shown[i] in ("\n", "\n\n") for i in ids], dtype=torch.bool)
@@ -55,7 +55,8 @@ def segment(
 ) -> tuple[Segmentation, tuple[str, ...]]:
     """Each token goes where its first character of message text is, or else its first character.
 
-    It is special unless it holds message text. Also says, as warnings, which tokens reach into a second region.
+    It is special unless it holds message text. Also says, as warnings, which tokens reach into a second
+    region.
     """
     filled = [new for old, new in pairwise([Stretch("", 0, -1, False), *stretches]) if new.stop > old.stop]
     stops = [stretch.stop for stretch in filled]
@@ -69,9 +70,8 @@ def segment(
         special.append(not home.content)
         regions = list(dict.fromkeys(stretch.region for stretch in covered))
         if len(regions) > 1:
-            warnings.append(
-                f"token {position} holds text of {' and '.join(regions)}; it counts as {home.region}"
-            )
+            both = " and ".join(regions)
+            warnings.append(f"token {position} holds text of {both}; it counts as {home.region}")
     segmentation = Segmentation(
         CHAT_REGIONS,
         torch.tensor([CHAT_REGIONS.index(stretch.region) for stretch in chosen], dtype=torch.long),
@@ -87,7 +87,7 @@ def control_inside(
 ) -> tuple[int, str] | None:
     """(message, text) of the first control token that message text was read as, if there is one.
 
-    Looked for among the ids, not in the text, so no spelling, normalisation or seam between texts gets past.
+    Looked for among the ids, so no normalisation and no seam between two texts gets past.
     """
     begin = 0
     inside: list[tuple[int, int, int]] = []

@@ -28,7 +28,8 @@ GEMMA2 = (
     "{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Roles must alternate') }}{% endif %}"
     "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim "
-    "+ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    "+ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 # Llama-2: system message in tags inside the first user turn, a BOS a turn.
 LLAMA2 = (
@@ -330,6 +331,12 @@ def test_fault_036_lookalikes_are_text(text):
     assert region("qwen3", prompt, "user", content=True) == text
 
 
+def test_fault_036_a_control_token_at_the_end_of_a_thoughtful_answer_is_refused():
+    """The template rewrites such an answer, so what stands at its edges could pass for markup."""
+    with pytest.raises(ValueError, match=r"message 1 \(assistant\) holds '<.im_end.>'"):
+        rendered("qwen3", chat("What?", "<think>hm</think>That.<|im_end|>", "Why?"))
+
+
 def test_fault_036_a_control_token_across_a_seam_is_refused():
     """Half in the system message, half in the template's text behind it."""
     template = CHATML.replace("+ m.content +", "+ m.content + '>' +")
@@ -442,7 +449,7 @@ texts = st.lists(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(texts, min_size=1, max_size=4), system=st.one_of(st.none(), texts))
 def test_any_texts_in_any_roles_come_back_from_their_regions(kind, turns, system):
-    """Byte-level tokenizers: a region's tokens decode to the message, up to white space shared with markup."""
+    """Byte-level tokenizers: a region decodes to its message, up to white space shared with markup."""
     turns = turns if len(turns) % 2 else turns[:-1] or ["x"]
     prompt = rendered(kind, chat(*turns, system=system))
     tok = tokenizer(TEMPLATES[kind][0])
@@ -453,9 +460,11 @@ def test_any_texts_in_any_roles_come_back_from_their_regions(kind, turns, system
     names = {"system": "system", "user": "user", "assistant": "answer"}
     for index, message in enumerate(prompt.messages):
         found = region(kind, prompt, names[message["role"]], turn=index, content=True)
-        assert found.strip() == unicodedata.normalize("NFC", message["content"]).strip() or (
-            "qwen3" not in TEMPLATES[kind][0] and found.strip() == message["content"].strip()
-        )
+        content = message["content"].strip()
+        said = unicodedata.normalize("NFC", content) if TEMPLATES[kind][0] == "qwen3" else content
+        assert said in found
+        # Llama-2's <<SYS>> ends in ">", which shares a token with a leading newline
+        assert found.replace(said, "", 1).strip() in ("", ">")
 
 
 # what is refused --------------------------------------------------------------------------------------------
