@@ -14,7 +14,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.sites import WRITABLE, Site
+from mechinterp.sites import Site, as_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,9 @@ class At:
     positions: tuple[int, ...]
 
     def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real & torch.isin(rows.position, torch.tensor(self.positions, device=rows.position.device))
+        return rows.real & torch.isin(
+            rows.position, torch.tensor(self.positions, device=rows.position.device)
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class FirstN:
 
     n: int
 
+    def __post_init__(self):
+        if as_index(self.n, "n of FirstN") < 0:
+            raise ValueError(f"FirstN counts tokens from 0 on, not {self.n}")
+
     def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
         return (step < self.n).float()
 
@@ -125,8 +131,12 @@ class Ramp:
     start: float = 0.0
     end: float = 1.0
 
+    def __post_init__(self):
+        if as_index(self.n, "n of Ramp") < 1 or not math.isfinite(self.start) or not math.isfinite(self.end):
+            raise ValueError(f"{self} needs n >= 1 steps and finite ends; Constant() is the ramp of no steps")
+
     def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
-        share = (step.float() / max(self.n, 1)).clamp(0, 1)
+        share = (step.float() / self.n).clamp(0, 1)
         return self.start + (self.end - self.start) * share
 
 
@@ -151,9 +161,13 @@ class Intervention:
         """The vectors of this edit, each of the site's shape or with a batch axis before it."""
         return ()
 
-    def change(self, x: Float[Tensor, "n d"], weight: Float[Tensor, "n 1"], rows: Tensor) -> Float[Tensor, "n d"]:
+    def change(
+        self, x: Float[Tensor, "n d"], weight: Float[Tensor, "n 1"], rows: Tensor
+    ) -> Float[Tensor, "n d"]:
         """The new value of the chosen rows; `weight` is strength times schedule, `rows` their batch indices."""
-        raise TypeError(f"{type(self).__name__} is no edit; use Add, Replace, ProjectOut, Clamp, Rotate or Apply")
+        raise TypeError(
+            f"{type(self).__name__} is no edit; use Add, Replace, ProjectOut, Clamp, Rotate or Apply"
+        )
 
     def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
         """The rows this edit touches: chosen by `where`, in `batch_rows`, with a weight that is not zero."""
@@ -161,7 +175,7 @@ class Intervention:
         if self.batch_rows is None:
             return chosen
         kept = torch.zeros(len(chosen), 1, dtype=torch.bool, device=chosen.device)
-        kept[list(self.batch_rows)] = True
+        kept[[int(row) for row in self.batch_rows]] = True
         return chosen & kept
 
     def weight(self, rows: Rows) -> Float[Tensor, "batch position"]:
@@ -170,14 +184,16 @@ class Intervention:
             return factor * rearrange(self.strength.to(factor), "batch -> batch 1")
         return factor * self.strength
 
-    def edit(self, x: Float[Tensor, "batch position *shape"], rows: Rows) -> Float[Tensor, "batch position *shape"]:
-        """x with the chosen rows changed, computed in fp32 and returned in x's dtype; x itself is left alone."""
+    def edit(
+        self, x: Float[Tensor, "batch position *shape"], rows: Rows
+    ) -> Float[Tensor, "batch position *shape"]:
+        """x with the chosen rows changed, computed in fp32 or better, in x's dtype; x itself is left alone."""
         mask = self.mask(rows).to(x.device)
         if not mask.any():
             return x
         batch, _ = mask.nonzero(as_tuple=True)
-        flat = x[mask].float().flatten(1)
-        weight = rearrange(self.weight(rows).to(x.device)[mask], "n -> n 1")
+        flat = x[mask].to(torch.promote_types(x.dtype, torch.float32)).flatten(1)
+        weight = rearrange(self.weight(rows).to(x.device)[mask].to(flat), "n -> n 1")
         edited = x.clone()
         edited[mask] = self.change(flat, weight, batch).reshape(x[mask].shape).to(x.dtype)
         return edited
@@ -185,7 +201,7 @@ class Intervention:
 
 def _per_row(vector: Tensor, rows: Tensor, x: Float[Tensor, "n d"], site_dims: int) -> Float[Tensor, "n d"]:
     """The vector for each chosen row: shared, or the one of its batch row."""
-    moved = vector.to(x.device, torch.float32)
+    moved = vector.to(x)
     if moved.ndim > site_dims:
         return moved.flatten(1)[rows]
     return rearrange(moved.flatten(), "d -> 1 d").expand_as(x)
@@ -193,6 +209,19 @@ def _per_row(vector: Tensor, rows: Tensor, x: Float[Tensor, "n d"], site_dims: i
 
 def _unit(direction: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return direction / direction.norm(dim=-1, keepdim=True)
+
+
+def _rejected(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The part of x across u, taken twice: once leaves rounding along u where x is nearly parallel."""
+    for _ in range(2):
+        x = x - einsum(x, unit, "n d, n d -> n")[:, None] * unit
+    return x
+
+
+def _sideways(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"], parallel: Tensor) -> Float[Tensor, "n d"]:
+    """The unit vector across u towards x; where x is parallel to u no plane is given, and the axis most across u is."""
+    axis = torch.nn.functional.one_hot(unit.abs().argmin(-1), unit.shape[-1]).to(unit)
+    return _unit(_rejected(torch.where(parallel, axis, x), unit))
 
 
 def _site_dims(site: Site) -> int:
@@ -271,12 +300,10 @@ class Rotate(Intervention):
         unit = _unit(_per_row(self.direction, rows, x, _site_dims(self.site)))
         norm = x.norm(dim=-1, keepdim=True)
         along = einsum(x, unit, "n d, n d -> n")[:, None]
-        across = x - along * unit
-        height = across.norm(dim=-1, keepdim=True)
+        height = _rejected(x, unit).norm(dim=-1, keepdim=True)
         away = torch.atan2(height, along)
         turned = (away - weight * self.angle).clamp(0, math.pi)
-        sideways = across / height.clamp_min(torch.finfo(x.dtype).tiny)
-        return norm * (turned.cos() * unit + turned.sin() * sideways)
+        return norm * (turned.cos() * unit + turned.sin() * _sideways(x, unit, height <= 1e-6 * norm))
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,46 +313,8 @@ class Apply(Intervention):
     function: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
 
     def change(self, x, weight, rows):
-        changed = self.function(x)
+        changed = self.function(x.clone())
         if not isinstance(changed, Tensor) or changed.shape != x.shape:
             got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
             raise ValueError(f"the function applied at {self.site} must return {tuple(x.shape)}, not {got}")
         return torch.where(weight == 1, changed, x + weight * (changed - x))
-
-
-def check(intervention: Intervention, shape: tuple[int, ...], n_batch: int) -> None:
-    """Refuses, before any compute, an edit that cannot act at a site of this shape in a batch of this size."""
-    if not isinstance(intervention, Intervention):
-        raise TypeError(f"{intervention!r} is no intervention; use Add, Replace, ProjectOut, Clamp, Rotate or Apply")
-    site = intervention.site
-    if site.name not in WRITABLE:
-        remedy = "; to change the stream there, add at attn_out" if site.name == "resid_mid" else ""
-        raise ValueError(f"{site} can be read, not written; the writable sites are {', '.join(WRITABLE)}{remedy}")
-    for tensor in intervention.tensors():
-        _check_tensor(intervention, tensor, shape, n_batch)
-    strength = intervention.strength
-    if isinstance(strength, Tensor) and strength.shape != (n_batch,):
-        raise ValueError(f"strength has shape {tuple(strength.shape)}; give one number, or one for each of {n_batch} rows")
-    if isinstance(strength, bool) or not isinstance(strength, (int, float, Tensor)):
-        raise TypeError(f"strength must be a number, not {strength!r}")
-    if not torch.as_tensor(strength).isfinite().all():
-        raise ValueError(f"strength must be finite, not {strength}")
-    if intervention.batch_rows is not None and not set(intervention.batch_rows) <= set(range(n_batch)):
-        raise ValueError(f"batch_rows {intervention.batch_rows} are not all within the batch of {n_batch} rows")
-
-
-def _check_tensor(intervention: Intervention, tensor: object, shape: tuple[int, ...], n_batch: int) -> None:
-    what = f"the vector of {type(intervention).__name__} at {intervention.site}"
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{what} must be a tensor, not {type(tensor).__name__}")
-    if tuple(tensor.shape) not in (shape, (n_batch, *shape)):
-        hint = "; index it with a layer first" if tensor.ndim == len(shape) + 1 and tensor.shape[1:] == shape else ""
-        raise ValueError(
-            f"{what} has shape {tuple(tensor.shape)}, but the site holds {shape} (or {(n_batch, *shape)} for a"
-            f" vector for each batch row){hint}"
-        )
-    if not tensor.isfinite().all():
-        raise ValueError(f"{what} holds NaN or infinity")
-    directional = isinstance(intervention, (ProjectOut, Clamp, Rotate))
-    if directional and (tensor.float().reshape(-1, math.prod(shape)).norm(dim=-1) == 0).any():
-        raise ValueError(f"{what} has norm zero, so it has no direction")

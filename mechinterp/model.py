@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mechinterp.backends.protocol import Backend, Cache, Dims, Pass, Recorder
 from mechinterp.chat import Prompt, plain, render
-from mechinterp.interventions import At, From, Intervention, Rows, check
+from mechinterp.edit_checks import check
+from mechinterp.interventions import Intervention
+from mechinterp.rows import check_positions, is_integer, layout, slots_at
 from mechinterp.sites import Site, as_index
 
 
@@ -92,7 +94,9 @@ class Model:
         """
         if not chat:
             if system is not None:
-                raise ValueError("chat=False has no system message; put the text into the question, or leave system out")
+                raise ValueError(
+                    "chat=False has no system message; put the text into the question, or leave system out"
+                )
             return plain(self.tokenizer, question)
         head = [] if system is None else [{"role": "system", "content": system}]
         return render(self.tokenizer, [*head, {"role": "user", "content": question}])
@@ -128,45 +132,51 @@ class Model:
         tokens = self._checked_tokens(tokens, cache)
         interventions = tuple(interventions)
         capture = tuple(dict.fromkeys(capture))
-        for site in [*capture, *(i.site for i in interventions)]:
+        for site in capture:
             self.check_site(site)
-        for intervention in interventions:
-            check(intervention, self.dims.shape(intervention.site), len(tokens))
+        self.check_interventions(interventions, len(tokens))
+        _check_stop(stop_after, capture, interventions, logits_at, keep_cache or cache is not None)
         n_before = 0 if cache is None else cache.n_slots
         pad = None if cache is None else cache.pad_left
         rows, ends = layout(tokens, lengths, n_before, pad, None if cache is None else cache.prompt_lengths)
-        _check_positions(interventions, ends)
+        check_positions(interventions, ends)
         offset = n_before - (torch.zeros_like(ends) if pad is None else pad)
         request = Pass(
             tokens=tokens,
             rows=rows,
             pad_left=pad,
             capture=with_parts(capture),
-            slots=_slots(positions, ends, offset, "positions"),
+            slots=slots_at(positions, ends, offset, "positions"),
             interventions=interventions,
-            logit_slots=_slots(logits_at, ends, offset, "logits_at"),
+            logit_slots=slots_at(logits_at, ends, offset, "logits_at"),
             stop_after=None if stop_after is None else self._layer(stop_after),
             cache=None if cache is None else cache.cache,
             keep_cache=keep_cache or cache is not None,
         )
         state_lengths = ends if cache is None else cache.prompt_lengths
-        if request.keep_cache and lengths is not None and len(set(map(int, lengths))) > 1:
-            raise ValueError("a cache cannot go on after right padding; sample() left-pads, or run each length apart")
+        if request.keep_cache and bool((ends - offset < tokens.shape[1]).any()):
+            raise ValueError(
+                "a cache cannot go on after right padding; sample() left-pads, or run each length apart"
+            )
         return self.run(request, state_lengths, capture)
 
-    def run(self, request: Pass, prompt_lengths: Int[Tensor, "batch"], capture: tuple[Site, ...]) -> Activations:
+    def run(
+        self, request: Pass, prompt_lengths: Int[Tensor, "batch"], capture: tuple[Site, ...]
+    ) -> Activations:
         """A pass that is already resolved; `sample` calls this at every token, `forward` is the door for all else."""
         recorder = Recorder(request)
         n_before = request.n_cached
         outcome = self.backend.forward(request, recorder)
         recorder.check()
-        if request.interventions and outcome.logits is not None and outcome.logits.numel():
-            _check_spread(outcome.logits)
+        if outcome.logits is not None and outcome.logits.numel():
+            _check_logits(outcome.logits, bool(request.interventions))
         state = None
         if outcome.cache is not None:
             state = State(outcome.cache, n_before + request.tokens.shape[1], request.pad_left, prompt_lengths)
         values = _with_mid(recorder.values, capture)
-        return Activations(request.tokens, outcome.logits, values, state, tuple(recorder.applied), recorder.natural)
+        return Activations(
+            request.tokens, outcome.logits, values, state, tuple(recorder.applied), recorder.natural
+        )
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
@@ -174,6 +184,20 @@ class Model:
         return self.backend.unembed(residual)
 
     # checks -------------------------------------------------------------------------------------------------
+
+    def check_interventions(self, interventions: Sequence[Intervention], n_batch: int) -> None:
+        """Raises TypeError, ValueError or IndexError for edits that the model cannot take in a batch of this size."""
+        for intervention in interventions:
+            if not isinstance(intervention, Intervention):
+                raise TypeError(
+                    f"{intervention!r} is no intervention; use Add, Replace, ProjectOut, Clamp, Rotate or Apply"
+                )
+            self.check_site(intervention.site)
+            check(intervention, self.dims.shape(intervention.site), n_batch)
+        if len({id(i) for i in interventions}) < len(interventions):
+            raise ValueError(
+                "the same intervention is given twice; to apply it twice, make a second one or double its strength"
+            )
 
     def check_site(self, site: Site) -> None:
         """Raises IndexError for a layer that is not there and ValueError for a site that the model has not."""
@@ -197,83 +221,73 @@ class Model:
         return index
 
     def _checked_tokens(self, tokens: Tensor, cache: State | None) -> Int[Tensor, "batch position"]:
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
-            shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise TypeError(f"tokens must be integer ids of shape [batch, position], not {shape}")
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not is_integer(tokens):
+            what = (
+                f"{tokens.dtype} {tuple(tokens.shape)}"
+                if isinstance(tokens, Tensor)
+                else type(tokens).__name__
+            )
+            raise TypeError(f"tokens must be integer ids of shape [batch, position], not {what}")
         if not tokens.numel():
             raise ValueError("the prompt holds no tokens; give at least one id (a BOS alone is enough)")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.dims.d_vocab:
-            raise ValueError(f"{self.name} has ids 0..{self.dims.d_vocab - 1}; the tokens hold {low if low < 0 else high}")
+            raise ValueError(
+                f"{self.name} has ids 0..{self.dims.d_vocab - 1}; the tokens hold {low if low < 0 else high}"
+            )
         n = tokens.shape[1] + (0 if cache is None else cache.n_slots)
         if self.dims.n_ctx is not None and n > self.dims.n_ctx:
-            raise ValueError(f"{self.name} has a context of {self.dims.n_ctx} positions; {n} were given: shorten the prompt")
+            raise ValueError(
+                f"{self.name} has a context of {self.dims.n_ctx} positions; {n} were given: shorten the prompt"
+            )
         if cache is not None and len(cache.prompt_lengths) != len(tokens):
             raise ValueError(f"the cache holds {len(cache.prompt_lengths)} rows, the tokens {len(tokens)}")
-        return tokens.to(self.backend.device)
+        if cache is not None and cache.cache.n_slots != cache.n_slots:
+            raise ValueError(
+                f"the cache of {cache.n_slots} positions was used up by a later pass and now holds {cache.cache.n_slots};"
+                " go on from the newest state, and branch with state.select(rows) before a pass"
+            )
+        return tokens.to(self.backend.device, torch.long)
 
 
-def layout(
-    tokens: Int[Tensor, "batch slot"],
-    lengths: Sequence[int] | None,
-    n_before: int,
-    pad_left: Int[Tensor, "batch"] | None,
-    prompt_lengths: Int[Tensor, "batch"] | None,
-) -> tuple[Rows, Int[Tensor, "batch"]]:
-    """The absolute position, the generated step and the realness of each slot; and where each row's tokens end."""
-    n_batch, n = tokens.shape
-    pad = torch.zeros(n_batch, dtype=torch.long, device=tokens.device) if pad_left is None else pad_left
-    position = torch.arange(n_before, n_before + n, device=tokens.device)[None] - pad[:, None]
-    ends = position[:, -1] + 1
-    if lengths is not None:
-        if len(lengths) != n_batch or not all(0 < length <= n for length in lengths):
-            raise ValueError(f"lengths {list(lengths)} do not fit tokens of shape {(n_batch, n)}: one for each row, 1..{n}")
-        ends = torch.tensor([int(length) for length in lengths], device=tokens.device)
-    prompts = ends if prompt_lengths is None else prompt_lengths
-    real = (position >= 0) & (position < ends[:, None])
-    return Rows(position, position - (prompts[:, None] - 1), real), ends
-
-
-def _slots(
-    positions: Sequence[int] | Tensor | None, ends: Tensor, offset: Tensor, what: str
-) -> Int[Tensor, "batch k"] | None:
-    """Absolute positions as slots of this chunk; `offset` is the position of the chunk's first slot."""
-    if positions is None:
-        return None
-    if not isinstance(positions, Tensor):
-        positions = torch.tensor([as_index(p, what) for p in positions], dtype=torch.long)
-    wanted = positions.to(ends.device).long()
-    wanted = wanted.expand(len(ends), -1) if wanted.ndim == 1 else wanted
-    wanted = torch.where(wanted == -1, ends[:, None] - 1, wanted)
-    bad = (wanted < offset[:, None]) | (wanted >= ends[:, None])
-    if bad.any():
-        row = int(bad.any(1).nonzero()[0])
-        raise IndexError(
-            f"{what} {wanted[row].tolist()} are not all in row {row}, whose tokens here are at"
-            f" {int(offset[row])}..{int(ends[row]) - 1}"
+def _check_stop(
+    stop_after: int | None,
+    capture: tuple[Site, ...],
+    interventions: tuple[Intervention, ...],
+    logits_at: Sequence[int] | Tensor | None,
+    keep_cache: bool,
+) -> None:
+    """Refuses what a pass that stops early cannot give."""
+    if stop_after is None:
+        return
+    last = as_index(stop_after, "stop_after")
+    late = [site for site in (*capture, *(i.site for i in interventions)) if site.layer > last]
+    if late:
+        raise ValueError(
+            f"stop_after={last} ends the pass before {late[0]}; stop after layer {late[0].layer} or later"
         )
-    return wanted - offset[:, None]
+    if keep_cache:
+        raise ValueError(
+            f"a cache cannot go on from stop_after={last}: the layers above would miss their keys and values"
+        )
+    if logits_at is not None and len(logits_at):
+        raise ValueError(f"stop_after={last} computes no logits; leave logits_at out")
 
 
-def _check_positions(interventions: tuple[Intervention, ...], ends: Tensor) -> None:
-    longest = int(ends.max())
-    for intervention in interventions:
-        where = intervention.where
-        asked = where.positions if isinstance(where, At) else (where.position,) if isinstance(where, From) else ()
-        for position in asked:
-            if as_index(position, "position") < 0 or (isinstance(where, At) and position >= longest):
-                raise IndexError(
-                    f"{type(intervention).__name__} at {intervention.site} names position {position};"
-                    f" the tokens are at 0..{longest - 1}"
-                )
-
-
-def _check_spread(logits: Tensor) -> None:
-    last = logits[:, -1].float()
-    if not last.isfinite().all():
-        raise FloatingPointError("the edited model gives logits that are not finite; use a smaller strength")
-    if (last.std(-1) == 0).any():
-        raise FloatingPointError("the edited model gives the same logit to every token; use a smaller strength")
+def _check_logits(logits: Float[Tensor, "batch k d_vocab"], edited: bool) -> None:
+    """Refuses logits from which every choice would be id 0: not finite, or all the same after an edit."""
+    low, high = logits.aminmax(dim=-1)
+    if not high.isfinite().all():  # the lowest may be -inf: some heads mask padded ids
+        remedy = (
+            "use a smaller strength"
+            if edited
+            else f"{logits.dtype} may be too narrow for it: load it in float32"
+        )
+        raise FloatingPointError(f"the {'edited ' * edited}model gives logits that are not finite; {remedy}")
+    if edited and bool((low == high).any()):
+        raise FloatingPointError(
+            "the edited model gives the same logit to every token; use a smaller strength"
+        )
 
 
 def with_parts(capture: tuple[Site, ...]) -> tuple[Site, ...]:

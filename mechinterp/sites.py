@@ -5,6 +5,7 @@ names are `resid_pre + attn_out = resid_mid`, `resid_mid + mlp_out = resid_post`
 `sum over keys of pattern = 1`.
 """
 
+import operator
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -59,9 +60,13 @@ class Site:
 
 def as_index(value: object, what: str) -> int:
     """An int from an int or a numpy integer; bools, floats and strings are refused, for they hide mistakes."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} must be an integer, not {value!r} of type {type(value).__name__}")
-    return int(value)  # pyright: ignore[reportArgumentType]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{what} must be an integer, not {value!r} of type {kind}") from None
 
 
 def sites(name: SiteName, layers: range | list[int] | tuple[int, ...]) -> tuple[Site, ...]:
