@@ -222,6 +222,6 @@ def _check_merged(plain: nn.Module, model: nn.Module) -> None:
     error, allowed = float((merged - attached).norm() / attached.norm()), VERIFY_TOLERANCE[head.weight.dtype]
     if not error <= allowed:
         raise ValueError(
-            f"the merged model's logits differ from the adapter's by {error:.2g}, allowed {allowed:.0e}; load it in"
-            " float32, or on the transformers or nnsight backend"
+            f"the merged model's logits differ from the adapter's by {error:.2g}, allowed {allowed:.0e};"
+            " load it in float32, or on the transformers or nnsight backend"
         )
