@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.backends.protocol import Backend, Cache, Dims, Pass, Recorder
+from mechinterp.backends.turns import turn
 from mechinterp.chat import Prompt, plain, render
 from mechinterp.edit_checks import check
 from mechinterp.interventions import Intervention
@@ -166,7 +167,8 @@ class Model:
         """A pass that is already resolved; `sample` calls this at every token, `forward` is the door for all else."""
         recorder = Recorder(request)
         n_before = request.n_cached
-        outcome = self.backend.forward(request, recorder)
+        with turn(self.backend):
+            outcome = self.backend.forward(request, recorder)
         recorder.check()
         if outcome.logits is not None and outcome.logits.numel():
             _check_logits(outcome.logits, bool(request.interventions))

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.backends.protocol import Pass, Recorder, Replays
+from mechinterp.backends.turns import turn
 from mechinterp.interventions import Generated, Intervention, Newest, Rows
 from mechinterp.model import Activations, Model, State
 from mechinterp.sites import Site
@@ -190,4 +191,5 @@ class Rebuild:
             cache=state.cache,
             keep_cache=True,
         )
-        backend.replay(request, Recorder(request), self.layer, residual)
+        with turn(backend):
+            backend.replay(request, Recorder(request), self.layer, residual)

@@ -5,7 +5,6 @@ Nothing above this package knows which library runs. A backend gets a `Pass` tha
 `Outcome`. What one backend can do and another cannot is an optional protocol of its own (`Replays`).
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -127,7 +126,7 @@ class Recorder:
             count = int(intervention.mask(self.request.rows).sum())
             self.applied[index] += count
             if count:
-                self.peaks.append(x.detach().abs().amax().float().cpu())
+                self.peaks.append(x.detach().float().flatten(2).norm(dim=-1).amax().cpu())
         if site in self.request.capture:
             self.values[site] = self._kept(x)
         return x
@@ -158,12 +157,11 @@ class Recorder:
                     f"{type(intervention).__name__} at {intervention.site} was asked for {asked} rows and acted on"
                     f" {applied}; this backend did not run the site"
                 )
-        limit = math.sqrt(torch.finfo(torch.float32).max)
-        if any(not peak.isfinite() or peak > limit for peak in self.peaks):
-            peak = max(float(p) if p.isfinite() else math.inf for p in self.peaks)
+        # an inf of a narrow dtype, and what only the fp32 squares of the final norm would make one, both show here
+        if not all(peak.isfinite() for peak in self.peaks):
             raise FloatingPointError(
-                f"an edit left activations as large as {peak:.1e}: the final norm would square them beyond fp32 and"
-                " every logit would be the same; use a smaller strength"
+                "an edit left activations whose norm is not finite, in their own dtype or squared in fp32, as the"
+                " final norm does: every logit would be the same; use a smaller strength"
             )
 
 

@@ -8,6 +8,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from mechinterp.backends.protocol import Backend, Pass, Recorder
+from mechinterp.backends.turns import turn
 from mechinterp.interventions import Add, Rows
 from mechinterp.sites import Site, SiteName
 
@@ -44,7 +45,8 @@ def _run(backend: Backend, tokens: Tensor, capture: list[Site], *interventions: 
     rows = Rows(position, position - (tokens.shape[1] - 1), torch.ones_like(position, dtype=torch.bool))
     request = Pass(tokens, rows, None, capture=tuple(sorted(capture)), interventions=interventions)
     recorder = Recorder(request)
-    outcome = backend.forward(request, recorder)
+    with turn(backend):
+        outcome = backend.forward(request, recorder)
     recorder.check()
     assert outcome.logits is not None  # no stop_after was asked for
     return recorder.values, outcome.logits
@@ -67,7 +69,7 @@ def _identities(values: dict[Site, Tensor], layer: int, backend: Backend) -> dic
     if "q_rot" in backend.sites:
         found["q unrotated = q_rot at position 0"] = _same_gain(at("q"), at("q_rot"))
         found["k unrotated = k_rot at position 0"] = _same_gain(at("k"), at("k_rot"))
-    elif "pattern" in backend.sites and "q" in backend.sites:
+    elif {"pattern", "q"} <= set(backend.sites) and not getattr(backend, "rotary", False):
         found["log pattern is linear in q k"] = _linear_scores(at("q"), at("k"), at("pattern"))
     return found
 
