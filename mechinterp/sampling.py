@@ -102,16 +102,17 @@ def sample(
 ) -> Samples:
     """Samples every row through the phases.
 
-    prompts: ids, one row each, of any lengths. Temperature None is greedy. A row's draws come from (seed, its name);
-    names default to the row numbers. `stop` None is `stop_ids(model)`: a row ends where one is sampled, unless the
-    phase suppresses it. A batch that does not fit in memory is halved and goes on; `Samples.batches` says so.
+    prompts: ids, one row each, of any lengths. Temperature None is greedy. A row's draws come from (seed, its name)
+    alone: rows of one name draw alike, which pairs them; names default to the row numbers. `stop` None is
+    `stop_ids(model)`: a row ends where one is sampled, unless the phase suppresses it. A batch that does not fit in
+    memory is halved and goes on; `Samples.batches` says so.
     Raises ValueError or TypeError before any compute where a request cannot be met.
     """
     rows = [torch.as_tensor(p).flatten() for p in prompts]
     _check(model, rows, phases, temperature, top_p, watch)
     labels = [str(i) for i in range(len(rows))] if names is None else list(names)
-    if len(labels) != len(rows) or len(set(labels)) < len(labels):
-        raise ValueError(f"{len(rows)} rows need as many different names; got {len(set(labels))} of {len(labels)}")
+    if len(labels) != len(rows):
+        raise ValueError(f"{len(rows)} rows need as many names; got {len(labels)}")
     ids = stop_ids(model) if stop is None else stop
     plan = _Plan(model, tuple(phases), temperature, top_p, seed, ids, watch)
     parts, sizes, start, size = [], [], 0, batch_size or len(rows)
