@@ -193,9 +193,8 @@ def learn(fill: Fill, added_tokens: Sequence[str]) -> Grammar:
         raise ValueError("this chat template drops, repeats or reorders turns; pass another as template=")
     first, to_assistant, to_user, tail = literals
     ending, header = short.rpartition(b)[2], ""
-    if asked == rendered and not to_user.startswith(
-        ending
-    ):  # the generation prompt comes whether asked or not
+    unasked = asked == rendered and not to_user.startswith(ending)
+    if unasked:  # the generation prompt comes whether it is wanted or not
         opening = _shared_ending(first, to_user, added_tokens)
         ending, header = to_user.removesuffix(opening), ending.removeprefix(to_user.removesuffix(opening))
         if not ending or not tail.endswith(header):

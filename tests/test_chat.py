@@ -337,6 +337,14 @@ def test_fault_036_a_control_token_at_the_end_of_a_thoughtful_answer_is_refused(
         rendered("qwen3", chat("What?", "<think>hm</think>That.<|im_end|>", "Why?"))
 
 
+def test_fault_036_any_added_token_that_the_template_writes_is_a_control_token():
+    """`<tool_call>` is not marked special by Qwen; a template that closes turns with it makes it one."""
+    template = CHATML.replace("<|im_end|>", "<tool_call>")
+    assert "<tool_call>" in rendered("qwen3", chat("a <tool_call> b")).text
+    with pytest.raises(ValueError, match="holds '<tool_call>'"):
+        render(tokenizer("qwen3"), chat("a <tool_call> b"), template=template)
+
+
 def test_fault_036_a_control_token_across_a_seam_is_refused():
     """Half in the system message, half in the template's text behind it."""
     template = CHATML.replace("+ m.content +", "+ m.content + '>' +")
