@@ -137,7 +137,7 @@ def unembed(model: nn.Module, anatomy: Anatomy, residual: Float[Tensor, "*rows d
     """Final norm, unembedding, logit scale and soft-capping, as the model itself would apply them."""
     norm = module_at(model, anatomy.final_norm)
     head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    weight = next(norm.parameters())
+    weight = next(norm.parameters(), head.weight)  # OLMo's norm has no parameters
     return logits_of(model, anatomy, head(norm(residual.to(weight.device, weight.dtype)).to(head.weight.device)))
 
 

@@ -25,7 +25,7 @@ def verify(backend: Backend) -> dict[str, float]:
         "resid_pre", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out", "mlp_out", "resid_post",
     ]  # fmt: skip
     wanted = [Site(n, i) for i in range(backend.dims.n_layers) for n in names if n in backend.sites]
-    values, logits = _run(backend, tokens, wanted)
+    values, logits = _first_run(backend, tokens, wanted)
     tolerance = TOLERANCE[backend.dtype]
     for layer in range(backend.dims.n_layers):
         for name, error in _identities(values, layer, backend).items():
@@ -35,12 +35,50 @@ def verify(backend: Backend) -> dict[str, float]:
     last = values[Site("resid_post", backend.dims.n_layers - 1)]
     worst["unembed(resid_post) = logits"] = error = _relative(backend.unembed(last), logits)
     if not error <= tolerance:
-        raise ValueError(_refusal(backend, "unembed(resid_post) = logits", backend.dims.n_layers - 1, error, tolerance))
+        raise ValueError(
+            _refusal(backend, "unembed(resid_post) = logits", backend.dims.n_layers - 1, error, tolerance)
+        )
     worst["writes"] = _writes(backend, tokens, values, tolerance)
     return worst
 
 
-def _run(backend: Backend, tokens: Tensor, capture: list[Site], *interventions: Add) -> tuple[dict[Site, Tensor], Tensor]:
+def _first_run(backend: Backend, tokens: Tensor, wanted: list[Site]) -> tuple[dict[Site, Tensor], Tensor]:
+    """A pass that reads every site; where a row is so wrong that this fails, the site it fails at is named."""
+    try:
+        values, logits = _run(backend, tokens, wanted)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AttributeError, LookupError, TypeError) as error:
+        site = next((site for site in wanted if not _runs(backend, tokens, site)), wanted[0])
+        raise ValueError(
+            f"the {backend.name} backend cannot read {site} (it did not run: {error}); the anatomy row puts it, or"
+            " the attention module, in the wrong place"
+        ) from error
+    for site in wanted:
+        shape = None if site not in values else tuple(values[site].shape)
+        n_batch, n = tokens.shape
+        expected = (n_batch, n, *backend.dims.shape(site))
+        if site.name == "pattern":
+            expected = (n_batch, backend.dims.n_heads, n, n)
+        if shape != expected:
+            raise ValueError(
+                f"the {backend.name} backend gives {site} the shape {shape}, not {expected}"
+                f"{' (it did not run)' * (shape is None)}; the anatomy row puts it in the wrong place"
+            )
+    return values, logits
+
+
+def _runs(backend: Backend, tokens: Tensor, site: Site) -> bool:
+    try:
+        _run(backend, tokens, [site])
+    except (RuntimeError, AttributeError, LookupError, TypeError):
+        return False
+    return True
+
+
+def _run(
+    backend: Backend, tokens: Tensor, capture: list[Site], *interventions: Add
+) -> tuple[dict[Site, Tensor], Tensor]:
     position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     rows = Rows(position, position - (tokens.shape[1] - 1), torch.ones_like(position, dtype=torch.bool))
     request = Pass(tokens, rows, None, capture=tuple(sorted(capture)), interventions=interventions)
@@ -82,6 +120,7 @@ def _same_gain(plain: Tensor, rotated: Tensor) -> float:
 
 def _linear_scores(q: Tensor, k: Tensor, pattern: Tensor) -> float:
     """Without rotation, log p(key) - log p(key 0) is scale * q (k - k_0) plus a bias that no input changes."""
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = einsum(q[:, 2], k, "batch head d, batch key head d -> batch head key")
     logs = pattern[:, :, 2].log()
     score, log = (rearrange(x - x[..., :1], "batch ... -> batch (...)") for x in (scores, logs))
@@ -101,33 +140,58 @@ def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
 
 
 def _writes(backend: Backend, tokens: Tensor, natural: dict[Site, Tensor], tolerance: float) -> float:
-    """Adding w to attn_out, to mlp_out and to z of a middle layer must move the stream by exactly that much."""
+    """Writes at a middle layer: what is added arrives in the stream, and reaches what is computed from it, only that.
+
+    attn_out and mlp_out swapped would keep every sum of a block, so the order of the two is proven by who moves:
+    z moves attn_out; attn_out moves mlp_out, unless the block is parallel; mlp_out never moves attn_out.
+    """
     layer = backend.dims.n_layers // 2
     generator = torch.Generator().manual_seed(0)
-    post = Site("resid_post", layer)
+    parallel = "resid_mid" not in backend.sites
+    names: list[SiteName] = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
+    parts = [Site(name, layer) for name in names]
+    moves = {
+        "z": {"attn_out": True},
+        "attn_out": {"mlp_out": not parallel},
+        "mlp_out": {"attn_out": False},
+        "resid_pre": {},
+    }
+    moves["z"] |= {"mlp_out": not parallel}
     worst = 0.0
-    for name in ("attn_out", "mlp_out", "resid_pre"):
-        site = Site(name, layer)
-        size = natural[post].float().norm(dim=-1).mean() * 0.5
-        vector = torch.randn(backend.dims.d_model, generator=generator).to(backend.device)
+    for name, expected in moves.items():
+        site = Site(name, layer)  # pyright: ignore[reportArgumentType]
+        size = (
+            natural[site if name == "z" else Site("resid_post", layer)].float().flatten(2).norm(dim=-1).mean()
+            * 0.5
+        )
+        vector = torch.randn(backend.dims.shape(site), generator=generator).to(backend.device)
         vector = vector / vector.norm() * size
-        parts: list[Site] = [Site(n, layer) for n in ("resid_pre", "attn_out", "mlp_out", "resid_post")]  # type: ignore
-        values, _ = _run(backend, tokens, parts, Add(site=site, vector=vector))
+        values, _ = _run(backend, tokens, [*parts, site], Add(site=site, vector=vector))
         pre, attn, mlp, after = (values[s].float() for s in parts)
         moved = values[site].float() - natural[site].float()
         error = max(_relative(pre + attn + mlp, after), _relative(moved, vector.expand_as(moved)))
         worst = max(worst, error)
         if not error <= tolerance:
-            raise ValueError(_refusal(backend, f"a vector added at {name} arrives in the stream", layer, error, tolerance))
+            raise ValueError(
+                _refusal(backend, f"a vector added at {name} arrives in the stream", layer, error, tolerance)
+            )
+        for other, should in expected.items():
+            seen = Site(other, layer)  # pyright: ignore[reportArgumentType]
+            error = _relative(values[seen], natural[seen])
+            if (error > 1e-6) != should:
+                identity = f"a vector added at {name} {'moves' if should else 'leaves'} {other}"
+                raise ValueError(_refusal(backend, identity, layer, error, 1e-6))
     return worst
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float().to(found.device)).norm() / expected.float().norm().clamp_min(1e-30))
+    return float(
+        (found.float() - expected.float().to(found.device)).norm() / expected.float().norm().clamp_min(1e-30)
+    )
 
 
 def _refusal(backend: Backend, identity: str, layer: int, error: float, tolerance: float) -> str:
     return (
-        f"the {backend.name} backend's sites do not satisfy `{identity}` at layer {layer}: relative error {error:.2g},"
-        f" allowed {tolerance:.0e}; the anatomy row puts one of these sites in the wrong place"
+        f"the {backend.name} backend's sites do not satisfy `{identity}` at layer {layer}: relative error {error:.2g}"
+        f" (the line is at {tolerance:.0e}); the anatomy row puts one of these sites in the wrong place"
     )
