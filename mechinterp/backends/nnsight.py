@@ -1,7 +1,7 @@
 """The nnsight backend: one trace a pass, sites visited in the order in which the model reaches them.
 
-nnsight rewrites the forward of every module that it wraps, for good, so it is given a twin. The body of a trace runs
-in a greenlet of the same thread while the model waits, so the recorder sees the model's own tensors.
+nnsight rewrites the forward of every module that it wraps, for good, so it gets a twin. The body of a trace
+runs in a greenlet of the same thread while the model waits, so the recorder sees the model's own tensors.
 """
 
 from contextlib import ExitStack
@@ -128,9 +128,9 @@ class NNsightBackend:
 
 
 def ready_made(model: Any) -> NNsightBackend:
-    """A backend around an nnsight model that the user built: its own modules run, with the edits stored on it.
+    """A backend around an nnsight model that the user built: its modules run, with the edits stored on it.
 
-    Raises TypeError for a wrapper of something else than a causal model, ValueError for one without weights yet.
+    Raises TypeError for a wrapper of anything but a causal model, ValueError for one without weights yet.
     """
     module = model._module
     if not hasattr(module, "get_output_embeddings") or not hasattr(module, "config"):
