@@ -148,7 +148,7 @@ def curves_figure(
         title=f"Projection on {name} by generated token",
         y_title=f"x . v / |v| at {release.site}",
         subtitle=figures.caption(
-            model=release.model, n=f"{n} runs an arm", seeds=sorted(set(release.seeds)), band="95 % t over runs"
+            release.model, n=n, unit="run", seeds=sorted(set(release.seeds)), band="95 % t over runs"
         ),
     )
 

@@ -91,7 +91,7 @@ class Calibration(Result):
             title=f"Calibration to {self.how} KL = {self.asked:g} nats",
             x_title="coefficient of the vector",
             y_title=f"{self.how} of per-position KL (nats)",
-            subtitle=figures.caption(model=self.model, n=f"{self.n_rows} rows x {self.n_tokens} tokens", seeds=[], band="none"),
+            subtitle=figures.caption(self.model, n=self.n_rows, unit="row", seeds=[], band="none", more=[f"{self.n_tokens} tokens a row"]),
         )
 
 
