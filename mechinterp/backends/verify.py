@@ -150,13 +150,13 @@ def _writes(backend: Backend, tokens: Tensor, natural: dict[Site, Tensor], toler
     parallel = "resid_mid" not in backend.sites
     names: list[SiteName] = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
     parts = [Site(name, layer) for name in names]
-    moves = {
+    moves: dict[SiteName, dict[SiteName, bool]] = {
         "z": {"attn_out": True},
         "attn_out": {"mlp_out": not parallel},
         "mlp_out": {"attn_out": False},
         "resid_pre": {},
     }
-    moves["z"] |= {"mlp_out": not parallel}
+    moves["z"]["mlp_out"] = not parallel
     worst = 0.0
     for name, expected in moves.items():
         site = Site(name, layer)  # pyright: ignore[reportArgumentType]
