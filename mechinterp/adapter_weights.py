@@ -196,7 +196,7 @@ def proven(name: str, layer: Any, config: AdapterConfig) -> float:
             f" {config.rank_of(name)}, alpha {config.alpha_of(name)}, rsLoRA {config.rslora}): relative error"
             f" {error:.2g}; report this with the versions of peft and torch"
         )
-    return scaling * float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt())
+    return abs(scaling) * float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt())
 
 
 @torch.no_grad()
@@ -216,10 +216,13 @@ def merge(model: nn.Module) -> nn.Module:
 
 def _check_merged(plain: nn.Module, model: nn.Module) -> None:
     """Raises ValueError unless the merged model and the one with LoRA layers agree on three tokens."""
-    head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    tokens = torch.tensor([[3, 1, 2]], device=head.weight.device) % len(head.weight)
+    embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    tokens = torch.tensor([[3, 1, 2]], device=embedding.weight.device) % len(embedding.weight)
     merged, attached = (each(input_ids=tokens).logits.double() for each in (plain, model))
-    error, allowed = float((merged - attached).norm() / attached.norm()), VERIFY_TOLERANCE[head.weight.dtype]
+    error, allowed = (
+        float((merged - attached).norm() / attached.norm()),
+        VERIFY_TOLERANCE[embedding.weight.dtype],
+    )
     if not error <= allowed:
         raise ValueError(
             f"the merged model's logits differ from the adapter's by {error:.2g}, allowed {allowed:.0e};"

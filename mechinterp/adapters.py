@@ -66,29 +66,37 @@ def attach(
     tensors = read_weights(source.path)
     model = inject(hf_model, config, source.path)
     notes += place(model, hf_model, tensors, source.path)
-    layers = lora_layers(model)
-    norms = {name: proven(name, layer, config) for name, layer in layers.items()}
-    notes += _zero_notes(norms)
+    norms = {name: proven(name, layer, config) for name, layer in lora_layers(model).items()}
+    notes += _zero_notes(norms, config)
     for note in notes:
         logger.warning("%s: %s", source.name, note)
     sha256 = hub.tensors_sha256(tensors)
-    record = {
+    record = {**_origin(source), "sha256": sha256, **_effect(config, norms)}
+    return Attached(model, Path(source.name).name, sha256, record, tuple(notes))
+
+
+def _origin(source: hub.Source) -> dict[str, Any]:
+    return {
         "name": source.name,
         "kind": source.kind,
         "revision": source.revision,
         "subfolder": source.subfolder,
-        "sha256": sha256,
+    }
+
+
+def _effect(config: AdapterConfig, norms: dict[str, float]) -> dict[str, Any]:
+    """What was applied: every rank, alpha and scaling in use, and the norm of the whole change."""
+    return {
         "base_model": config.base_name,
-        "rank": sorted({config.rank_of(name) for name in layers}),
-        "alpha": sorted({config.alpha_of(name) for name in layers}),
+        "rank": sorted({config.rank_of(name) for name in norms}),
+        "alpha": sorted({config.alpha_of(name) for name in norms}),
         "rslora": config.rslora,
-        "scaling": sorted({config.scaling_of(name) for name in layers}),
-        "targets": sorted({name.rpartition(".")[2] for name in layers}),
-        "n_modules": len(layers),
+        "scaling": sorted({config.scaling_of(name) for name in norms}),
+        "targets": sorted({name.rpartition(".")[2] for name in norms}),
+        "n_modules": len(norms),
         "modules_to_save": list(config.modules_to_save),
         "delta_norm": sum(norm**2 for norm in norms.values()) ** 0.5,
     }
-    return Attached(model, Path(source.name).name, sha256, record, tuple(notes))
 
 
 def refuse_active_adapters(hf_model: nn.Module) -> None:
@@ -141,12 +149,10 @@ def _tokenizer_notes(path: Path, tokenizer: Any) -> list[str]:
     return []
 
 
-def _zero_notes(norms: dict[str, float]) -> list[str]:
+def _zero_notes(norms: dict[str, float], config: AdapterConfig) -> list[str]:
     zero = [name for name, norm in norms.items() if norm == 0]
-    if len(zero) == len(norms):
+    if len(zero) == len(norms) and not config.modules_to_save:
         return ["the adapter changes nothing: identical weights, every B A is zero (a checkpoint of step 0?)"]
-    return (
-        [f"the adapter leaves {len(zero)} of its {len(norms)} modules unchanged, such as {zero[0]}"]
-        if zero
-        else []
-    )
+    if zero:
+        return [f"the adapter leaves {len(zero)} of its {len(norms)} modules unchanged, such as {zero[0]}"]
+    return []
