@@ -1,1 +1,79 @@
-"""The hook layer and the maths: knows nothing of personas or markers."""
+"""The hook layer and the maths: knows nothing of personas or markers. `import mechinterp as mi`.
+
+Names are loaded when they are first used: importing the package costs milliseconds and no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "loading": ("load", "wrap"),
+    "adapters": ("with_adapter",),
+    "model": ("Activations", "Model", "State"),
+    "sites": ("Site",),
+    "chat": ("Prompt", "insert_question", "plain", "render"),
+    "segmentation": ("Segmentation",),
+    "interventions": (
+        "Add", "Apply", "At", "Clamp", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion",
+        "Newest", "ProjectOut", "Ramp", "Replace", "Rotate",
+    ),
+    "sampling": ("Phase", "Samples", "Watch", "sample", "stop_ids"),
+    "results": ("Result", "load_result"),
+    "cells": ("Cell",),
+    "runs": ("Run",),
+    "certificate": ("certify",),
+}  # fmt: skip
+_OWNER = {name: module for module, names in _HOME.items() for name in names}
+__all__ = ["__version__", *_OWNER]
+
+if TYPE_CHECKING:
+    from mechinterp.adapters import with_adapter as with_adapter
+    from mechinterp.cells import Cell as Cell
+    from mechinterp.certificate import certify as certify
+    from mechinterp.chat import Prompt as Prompt
+    from mechinterp.chat import insert_question as insert_question
+    from mechinterp.chat import plain as plain
+    from mechinterp.chat import render as render
+    from mechinterp.interventions import Add as Add
+    from mechinterp.interventions import Apply as Apply
+    from mechinterp.interventions import At as At
+    from mechinterp.interventions import Clamp as Clamp
+    from mechinterp.interventions import Constant as Constant
+    from mechinterp.interventions import Everywhere as Everywhere
+    from mechinterp.interventions import FirstN as FirstN
+    from mechinterp.interventions import From as From
+    from mechinterp.interventions import Generated as Generated
+    from mechinterp.interventions import InPrompt as InPrompt
+    from mechinterp.interventions import InRegion as InRegion
+    from mechinterp.interventions import Newest as Newest
+    from mechinterp.interventions import ProjectOut as ProjectOut
+    from mechinterp.interventions import Ramp as Ramp
+    from mechinterp.interventions import Replace as Replace
+    from mechinterp.interventions import Rotate as Rotate
+    from mechinterp.loading import load as load
+    from mechinterp.loading import wrap as wrap
+    from mechinterp.model import Activations as Activations
+    from mechinterp.model import Model as Model
+    from mechinterp.model import State as State
+    from mechinterp.results import Result as Result
+    from mechinterp.results import load_result as load_result
+    from mechinterp.runs import Run as Run
+    from mechinterp.sampling import Phase as Phase
+    from mechinterp.sampling import Samples as Samples
+    from mechinterp.sampling import Watch as Watch
+    from mechinterp.sampling import sample as sample
+    from mechinterp.sampling import stop_ids as stop_ids
+    from mechinterp.segmentation import Segmentation as Segmentation
+    from mechinterp.sites import Site as Site
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNER:
+        raise AttributeError(f"mechinterp has no {name!r}; it has {', '.join(sorted(_OWNER))}")
+    return getattr(importlib.import_module(f"mechinterp.{_OWNER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -61,7 +61,7 @@ class From:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class InPrompt:
     """The rows before the one that decides the first generated token."""
 
     def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
@@ -98,7 +98,7 @@ class InRegion:
         return rows.real & torch.isin(rows.position, self.positions.to(rows.position.device))
 
 
-Where = Everywhere | At | From | Prompt | Generated | Newest | InRegion
+Where = Everywhere | At | From | InPrompt | Generated | Newest | InRegion
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,57 @@
-"""Read a model: from (Model, tokens) to a Result."""
+"""Read a model: from (Model, tokens) to a Result. Names are loaded when they are first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "contrast": ("ContrastVectors", "contrast_vectors"),
+    "roles": ("RoleVectors", "role_vectors"),
+    "readings": ("LastToken", "MeanOver"),
+    "centering": ("Centroids", "CosineMatrices", "OnSet", "OnVector", "Uncentered", "centered_cosine", "centroids"),
+    "vectors": ("Passport", "Vectors", "load_vectors", "save_vectors"),
+    "vector_formats": ("read_vectors",),
+    "persist": ("Release", "Trial", "persistence", "release"),
+    "strength": ("Calibration", "EqualKL", "Raw", "ResidualNorms", "Unit", "calibrate"),
+}
+_OWNER = {name: module for module, names in _HOME.items() for name in names}
+__all__ = list(_OWNER)
+
+if TYPE_CHECKING:
+    from probes.centering import Centroids as Centroids
+    from probes.centering import CosineMatrices as CosineMatrices
+    from probes.centering import OnSet as OnSet
+    from probes.centering import OnVector as OnVector
+    from probes.centering import Uncentered as Uncentered
+    from probes.centering import centered_cosine as centered_cosine
+    from probes.centering import centroids as centroids
+    from probes.contrast import ContrastVectors as ContrastVectors
+    from probes.contrast import contrast_vectors as contrast_vectors
+    from probes.persist import Release as Release
+    from probes.persist import Trial as Trial
+    from probes.persist import persistence as persistence
+    from probes.persist import release as release
+    from probes.readings import LastToken as LastToken
+    from probes.readings import MeanOver as MeanOver
+    from probes.roles import RoleVectors as RoleVectors
+    from probes.roles import role_vectors as role_vectors
+    from probes.strength import Calibration as Calibration
+    from probes.strength import EqualKL as EqualKL
+    from probes.strength import Raw as Raw
+    from probes.strength import ResidualNorms as ResidualNorms
+    from probes.strength import Unit as Unit
+    from probes.strength import calibrate as calibrate
+    from probes.vector_formats import read_vectors as read_vectors
+    from probes.vectors import Passport as Passport
+    from probes.vectors import Vectors as Vectors
+    from probes.vectors import load_vectors as load_vectors
+    from probes.vectors import save_vectors as save_vectors
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNER:
+        raise AttributeError(f"probes has no {name!r}; it has {', '.join(sorted(_OWNER))}")
+    return getattr(importlib.import_module(f"probes.{_OWNER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

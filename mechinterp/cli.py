@@ -1,0 +1,211 @@
+"""The command line: thin, and quick to say what it can do. Everything heavy is imported when a command needs it."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  mechinterp demo                                      the persistence study at demo size, with its report
+  mechinterp studies                                   what can be run
+  mechinterp run persistence --preset demo --out runs/p --set "roles=['medieval_bard']"
+  mechinterp run persistence --config mine.toml --out runs/mine --dry-run
+  mechinterp status runs/mine                          how far it is; the same `run` command goes on
+  mechinterp models pull smollm2-135m-instruct-q4      the chat model that needs no hub
+  mechinterp parity smollm2-135m-instruct-q4           do all backends give the same numbers?
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    root = argparse.ArgumentParser(
+        prog="mechinterp",
+        description="Hooks, steering and studies of personas, the same on four backends.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="store_true", help="print the version")
+    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="run the persistence study at demo size and write its report")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
+    demo.set_defaults(act=_demo)
+
+    models = commands.add_parser("models", help="the embedded model: list, pull, verify")
+    models.add_argument("action", choices=["list", "pull", "verify"])
+    models.add_argument("name", nargs="?", help="which model, for pull and verify")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(act=_models)
+
+    studies = commands.add_parser("studies", help="list the studies and their presets")
+    studies.set_defaults(act=_studies)
+
+    _add_run(commands)
+
+    status = commands.add_parser("status", help="how far a run is")
+    status.add_argument("directory", type=Path)
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(act=_status)
+
+    report = commands.add_parser("report", help="write a finished run's report again")
+    report.add_argument("directory", type=Path)
+    report.add_argument("--formats", nargs="+", choices=["png", "pdf", "svg"], default=[], help="also export the figures")
+    report.set_defaults(act=_report)
+
+    parity = commands.add_parser("parity", help="certify that the backends agree on a model")
+    parity.add_argument("model", help="a name that load() takes")
+    parity.add_argument("--backends", nargs="+", default=None, help="default: all four")
+    parity.add_argument("--tokens", type=int, default=64, help="generated tokens to compare (default: 64)")
+    parity.add_argument("--json", action="store_true", help="print JSON")
+    parity.set_defaults(act=_parity)
+    return root
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="run a study, or go on with it")
+    run.add_argument("study")
+    run.add_argument("--preset", help="a named configuration; see `mechinterp studies`")
+    run.add_argument("--config", type=Path, help="a TOML or JSON file")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value")
+    run.add_argument("--out", type=Path, help="run directory (default: runs/STUDY-PRESET)")
+    run.add_argument("--limit", type=int, help="only the first N cells and what they need")
+    run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
+    run.add_argument("--new", action="store_true", help="set a run in the same directory aside and start over")
+    run.add_argument("--no-report", action="store_true", help="leave the report out")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.set_defaults(act=_run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 or 143 interrupted."""
+    root = parser()
+    given = root.parse_args(argv)
+    if given.version:
+        import mechinterp
+
+        print(mechinterp.__version__)
+        return 0
+    if given.command is None:
+        root.print_help()
+        return 2
+    try:
+        return given.act(given)
+    except (ValueError, OSError, RuntimeError, KeyError, FloatingPointError) as error:
+        if given.debug:
+            raise
+        print(f"mechinterp: error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _message(error: BaseException) -> str:
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return "\n".join([str(said), *getattr(error, "__notes__", [])])
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from mechinterp import running
+
+    _talk()
+    result = running.run(running.ask("persistence", preset="demo"), given.out)
+    _say(result.headline())
+    print(f"report: {given.out / 'report.html'}")
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    from mechinterp import cells, running
+
+    asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
+    if given.dry_run:
+        print(cells.plan(asked.cells(given.limit)))
+        return 0
+    _talk()
+    out = given.out or Path("runs") / "-".join(filter(None, [given.study, given.preset]))
+    result = running.run(
+        asked, out, limit=given.limit, new=given.new, progress=not given.quiet, report=not given.no_report
+    )
+    if result is None:
+        print(f"{running.status(out)}; the same command without --limit goes on")
+        return 0
+    _say(result.headline())
+    if not given.no_report:
+        print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _studies(given: argparse.Namespace) -> int:
+    from mechinterp import running
+
+    for name, line in running.known().items():
+        print(f"{name:<20} {line}\n{'':<20} presets: {', '.join(running.presets(name))}")
+    return 0
+
+
+def _models(given: argparse.Namespace) -> int:
+    from mechinterp import hub
+
+    if given.action != "list" and given.name is None:
+        raise ValueError(f"models {given.action} needs a name; `mechinterp models list` shows them")
+    if given.action == "list":
+        rows = [
+            {"name": m.name, "state": m.state, "path": str(m.path), "bytes": m.n_bytes, "licence": m.licence}
+            for m in hub.known()
+        ]
+        print(json.dumps(rows, indent=2) if given.json else "\n".join(f"{r['name']}  {r['state']}  {r['path']}" for r in rows))
+        return 0
+    if given.action == "pull":
+        _talk()
+        path = hub.pull(given.name)
+        print(json.dumps({"name": given.name, "path": str(path)}) if given.json else path)
+        return 0
+    found = hub.verify(given.name)
+    fields = {"changed": found.changed, "missing": found.missing, "unexpected": found.unexpected}
+    wrong = "; ".join(f"{what}: {', '.join(map(str, names))}" for what, names in fields.items() if names)
+    fields = {what: list(map(str, names)) for what, names in fields.items()}
+    print(json.dumps({"name": given.name, "ok": found.ok, **fields}) if given.json else (wrong or f"{given.name}: every file is as converted"))
+    return 0 if found.ok else 1
+
+
+def _status(given: argparse.Namespace) -> int:
+    from mechinterp import running
+
+    found = running.status(given.directory)
+    if given.json:
+        print(json.dumps({"total": found.total, "done": found.done, "left": list(found.left), "seconds": found.seconds}))
+    else:
+        print(found)
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from mechinterp import running
+
+    print(running.report(given.directory, given.formats))
+    return 0
+
+
+def _parity(given: argparse.Namespace) -> int:
+    from mechinterp.certificate import certify
+
+    found = certify(given.model, backends=given.backends, n_tokens=given.tokens)
+    print(json.dumps(found.to_json(), indent=2) if given.json else found)
+    return 0 if found.passed else 1
+
+
+def _talk() -> None:
+    """What the library logs (downloads, conversions, notes) goes to stderr while a command runs."""
+    logger = logging.getLogger("mechinterp")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def _say(text: str) -> None:
+    """Prints text that may hold model output: control characters are left out, lest a terminal obey them."""
+    print("".join(c for c in text if c.isprintable() or c == "\n"))

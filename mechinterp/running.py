@@ -1,0 +1,169 @@
+"""Runs a study in a directory: its cells, resumed where they stopped, then its report.
+
+A study is a module with `Config`, `cells(config)`, `model_specs(config)`, the functions that its cells name,
+`combine(config, results)` and `page(config, result, run)`. Nothing here knows which study it is.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from mechinterp import cells as cell_lists
+from mechinterp import engine
+from mechinterp.cells import Cell
+from mechinterp.config import StudyConfig, load_config
+from mechinterp.files import file_sha256
+from mechinterp.runs import Run, Status
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A study with its configuration: what the command line and a notebook both start from."""
+
+    study: str
+    module: Any
+    config: Any
+
+    def cells(self, limit: int | None = None) -> list[Cell]:
+        found = self.module.cells(self.config)
+        return found if limit is None else cell_lists.select(found, limit)
+
+
+def known() -> dict[str, str]:
+    """The studies by name, with a line each."""
+    import studies
+
+    return dict(studies.STUDIES)
+
+
+def presets(study: str) -> list[str]:
+    """The names of a study's presets."""
+    found = [entry.name for entry in files("studies.presets").iterdir()]
+    return sorted(name.split(".")[1] for name in found if name.startswith(f"{study}.") and name.endswith(".toml"))
+
+
+def ask(study: str, *, preset: str | None = None, config: Path | None = None, overrides: Sequence[str] = ()) -> Asked:
+    """A study's configuration from a preset or a file and `key=value` overrides; ValueError says what is known."""
+    if study not in known():
+        raise ValueError(f"there is no study {study!r}; the studies are {', '.join(known())}")
+    if preset is not None and config is not None:
+        raise ValueError("give --preset or --config, not both; --set changes single values of either")
+    module = importlib.import_module(f"studies.{study}")
+    if preset is None:
+        return Asked(study, module, load_config(module.Config, config, overrides))
+    if preset not in presets(study):
+        raise ValueError(f"{study} has no preset {preset!r}; its presets are {', '.join(presets(study))}")
+    with as_file(files("studies.presets") / f"{study}.{preset}.toml") as path:
+        return Asked(study, module, load_config(module.Config, path, overrides))
+
+
+def run(
+    asked: Asked,
+    folder: Path,
+    *,
+    limit: int | None = None,
+    new: bool = False,
+    progress: bool = True,
+    report: bool = True,
+    formats: Sequence[str] = (),
+) -> Any:
+    """Runs what is unfinished and returns the combined result; None where `limit` left the study unfinished.
+
+    Raises what `Run.open` refuses: another config, weights, seed or thread count in the same directory.
+    """
+    specs = asked.module.model_specs(asked.config)
+    with _open(asked, folder, specs, new) as opened, engine.interruptible(opened):
+        results = engine.execute(
+            opened,
+            asked.cells(limit),
+            resolve_model=lambda name: _load(specs[name]),
+            task=lambda cell, model, inputs: getattr(asked.module, cell.task)(cell, model, inputs, asked.config),
+            progress=progress,
+        )
+        if len(results) < len(asked.cells()):
+            return None
+        result = asked.module.combine(asked.config, results)
+        result.save(folder / "result")
+        if report:
+            write_report_of(asked, result, opened, formats)
+        return result
+
+
+def _open(asked: Asked, folder: Path, specs: dict[str, dict[str, Any]], new: bool) -> Run:
+    inputs = {
+        name: file_sha256(Path(value))
+        for name, value in asked.config.model_dump().items()
+        if isinstance(value, Path) and value.is_file()
+    }
+    return Run.open(
+        folder,
+        study=asked.study,
+        config=asked.config,
+        models={name: weights_of(spec) for name, spec in specs.items()},
+        inputs=inputs,
+        new=new,
+    )
+
+
+def weights_of(spec: dict[str, Any]) -> str:
+    """The digest of a model's weights, and of its adapter's, without loading either."""
+    from mechinterp import hub
+
+    source = hub.resolve(spec["name"], revision=spec.get("revision"), subfolder=spec.get("subfolder"))
+    digest = hub.weights_sha256(source.path)
+    if spec.get("adapter") is None:
+        return digest
+    adapter = hub.weights_sha256(hub.resolve_adapter(str(spec["adapter"])).path)
+    return hashlib.sha256(f"{digest}{adapter}".encode()).hexdigest()
+
+
+def _load(spec: dict[str, Any]) -> Any:
+    from mechinterp.loading import load
+
+    given = {name: value for name, value in spec.items() if value is not None}
+    return load(given.pop("name"), **given)
+
+
+def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[str] = ()) -> Path:
+    """The page of a finished run."""
+    from mechinterp.report import write_report
+
+    return write_report(asked.module.page(asked.config, result, opened), opened.folder, formats=tuple(formats))
+
+
+def reopened(folder: Path) -> tuple[Asked, Run]:
+    """A run directory to look at: its study and configuration, read-only."""
+    found = Run.read(folder)
+    module = importlib.import_module(f"studies.{found.manifest.study}")
+    config: StudyConfig = module.Config.model_validate_json(json.dumps(found.manifest.config), strict=True)
+    return Asked(found.manifest.study, module, config), found
+
+
+def status(folder: Path) -> Status:
+    """How far the run in a directory is."""
+    asked, found = reopened(folder)
+    return found.status(asked.cells())
+
+
+def report(folder: Path, formats: Sequence[str] = ()) -> Path:
+    """Writes the report of a finished run again, from its cells; computes nothing."""
+    asked, found = reopened(folder)
+    left = found.status(asked.cells()).left
+    if left:
+        raise ValueError(f"{folder} is not finished, {len(left)} cells are left; run the same command again first")
+    results = {cell.key: found.result(cell) for cell in asked.cells()}
+    return write_report_of(asked, asked.module.combine(asked.config, results), found, formats)
+
+
+def crowded() -> str | None:
+    """A line when other work on the machine will slow this one several times over."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= cores + 0.5:
+        return None
+    return f"load average {load:.1f} on {cores} cores: other work slows this down; OMP_NUM_THREADS=1 may be faster"
