@@ -27,12 +27,16 @@ NO_CHROME = (
     "no PNG or PDF was written, because no Chrome or Chromium was found; HTML and JSON are complete."
     " Install one (`apt-get install chromium`, or `plotly_get_chrome`) and export again"
 )
+NO_RUN = "no PNG or PDF was written, because the browser did not run; HTML and JSON are complete"
 NO_KALEIDO = (
     "no PNG or PDF was written, because the package kaleido is not installed; HTML and JSON are complete."
     " Install it (`pip install 'mechinterp[figures]'`) and export again"
 )
 # Pages may run what they hold and the script beside them, and ask for nothing else.
-POLICY = "default-src 'none'; script-src 'self' file: 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+POLICY = (
+    "default-src 'none'; script-src 'self' file: 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:"
+)
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,7 @@ def _pictures(
                 scale=[2 if file.endswith(".png") else 1 for _, file in jobs],
             )
         except (BrowserClosedError, BrowserFailedError) as error:
-            return (
-                (),
-                f"no PNG or PDF was written, because the browser did not run ({error}); the rest is complete",
-            )
+            return (), f"{NO_RUN} ({error.args[0] if error.args else error})"
         except RuntimeError as error:  # plotly's translation of kaleido's ChromeNotFoundError
             if "Chrome" not in str(error):
                 raise

@@ -24,6 +24,7 @@ from mechinterp.theme import (
     label,
     numbers,
     say_empty,
+    whole_step,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def per_layer(
     figure, notes = lines(df, "layer", y, by, low, high)
     finish(figure, title or f"{y} per layer", subtitle, notes, x_title="layer", y_title=y_title or y)
     first, last = ends(df["layer"])
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, last) if (last - first) / step <= 16)
-    figure.update_xaxes(tick0=0, dtick=step, range=[first - 0.5, last + 0.5])
+    figure.update_xaxes(tick0=0, dtick=whole_step(last - first), range=[first - 0.5, last + 0.5])
     return figure
 
 
@@ -89,6 +89,8 @@ def per_token(
     figure, notes = lines(df, "token", y, by, low, high)
     reference_bands(figure, df, bands)
     finish(figure, title or f"{y} by token", subtitle, [*said, *notes], x_title="token", y_title=y_title or y)
+    first, last = ends(df["token"])
+    figure.update_xaxes(tick0=0, dtick=whole_step(last - first))
     for position, name in boundaries:
         figure.add_vline(x=position - 0.5, line={"color": INK, "width": 1.2, "dash": "dot"})
         figure.add_annotation(
@@ -161,7 +163,7 @@ def scatter(
     notes = [f"{len(df) - len(drawn)} of {len(df)} points have no value and are left out"][
         : len(df) > len(drawn)
     ]
-    groups = groups_of(drawn, by)
+    groups = groups_of(drawn, by) if len(drawn) else []
     if len(groups) > MANY:
         notes.append(f"{len(groups)} groups share one colour; their names are shown on hover")
         groups = [("", drawn)]

@@ -51,6 +51,13 @@ def ends(values: Iterable[float]) -> list[float]:
     return [min(finite), max(finite)] if finite else [0.0, 1.0]
 
 
+def whole_step(span: float) -> int:
+    """Distance between ticks that are whole numbers, 17 of them at most."""
+    return next(
+        step for power in range(12) for step in (10**power, 2 * 10**power, 5 * 10**power) if span <= 16 * step
+    )
+
+
 def colour(place: int) -> str:
     """The colour of the n-th line, repeating after the palette."""
     return PALETTE[place % len(PALETTE)]

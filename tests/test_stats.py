@@ -199,6 +199,8 @@ def test_a_persona_that_stays_has_only_a_lower_bound():
         found = fit(decaying(h))
         assert not found.identified and "lower bound" in found.reason
         assert math.isnan(found.estimate) and math.isnan(found.high) and found.low > 60
+    clean = fit(decaying(300.0, noise=0.05))  # sharp, but read off an extrapolation
+    assert not clean.identified and "beyond the window of 120" in clean.reason and 120 < clean.low < 300
 
 
 def test_an_excess_of_one_token_has_only_an_upper_bound():
