@@ -177,11 +177,18 @@ def _checked(model: Model, verify: bool) -> Model:
 def _load_weights(path: Path, dtype: DType | torch.dtype, device: str) -> nn.Module:
     """A causal model from safetensors on disk; where one device holds it, no dispatch hooks are added."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
 
     spread = device in ("balanced", "sequential")
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     kwargs: dict[str, Any] = {"device_map": device} if spread else {}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype, place), use_safetensors=True, **kwargs)
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype, place), use_safetensors=True, **kwargs)
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
     return model.eval() if spread else model.to(place).eval()
 
 

@@ -91,7 +91,7 @@ def cells(config: Config) -> list[Cell]:
     for layer in config.layers:
         for q in range(config.n_questions):
             args = {"layer": layer, "question": q}
-            found.append(Cell(f"reference/L{layer}/q{q}", "reference", "model", ("vectors",), args))
+            found.append(Cell(f"reference/layer{layer}/q{q}", "reference", "model", ("vectors",), args))
     for role in config.roles:
         for layer in config.layers:
             for value in config.strengths:
@@ -103,12 +103,12 @@ def _steered(config: Config, role: str, layer: int, value: float) -> list[Cell]:
     args = {"role": role, "layer": layer, "strength": value}
     inputs, found = ["vectors"], []
     if config.strength_in == "kl":
-        key = f"calibrate/{role}/L{layer}/{value:g}"
+        key = f"calibrate/{role}/layer{layer}/{value:g}"
         found.append(Cell(key, "calibrated", "model", ("vectors",), args))
         inputs.append(key)
     for cache in config.caches:
         for q in range(config.n_questions):
-            key = f"steer/{role}/L{layer}/{value:g}/{cache}/q{q}"
+            key = f"steer/{role}/layer{layer}/{value:g}/{cache}/q{q}"
             found.append(Cell(key, "steer", "model", tuple(inputs), {**args, "cache": cache, "question": q}))
     return found
 
@@ -288,7 +288,7 @@ def combine(config: Config, results: Mapping[str, Result]) -> Persistence:
             other = other_role(config, a["role"])
             conditions.append(
                 Condition(a["role"], a["layer"], a["strength"], a["cache"], a["question"], other, cell.key,
-                          f"reference/L{a['layer']}/q{a['question']}")
+                          f"reference/layer{a['layer']}/q{a['question']}")
             )  # fmt: skip
     names = {key: persona.readable_name for key, persona in people(config).items()}
     vectors: Any = results["vectors"]

@@ -1,5 +1,6 @@
 """The figures of the persistence study: curves with floor and ceiling, attractors, dose and response."""
 
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -98,14 +99,13 @@ def all_figures(result: Persistence) -> "dict[str, tuple[go.Figure, str]]":
     found: dict[str, tuple[go.Figure, str]] = {}
     for outcome in result.outcomes:
         c = outcome.condition
-        name = f"curves-{c.role}-L{c.layer}-{c.strength:g}-{c.cache}-q{c.question}"
-        found[name] = (curves(result, outcome), _said(result, outcome))
+        found[_file(f"curves-{c.role}-l{c.layer}-{c.strength:g}-{c.cache}-q{c.question}")] = (curves(result, outcome), _said(result, outcome))
     settings = dict.fromkeys((o.condition.layer, o.condition.strength, o.condition.cache) for o in result.outcomes)
     if len(result.roles) > 1:
         for layer, strength, cache in settings:
             figure = attractors(result, layer, strength, cache)
-            found[f"attractors-L{layer}-{strength:g}-{cache}"] = (figure, "1 is what being told the role does, 0 is unsteered.")
-    if len({o.strength_in_norms for o in result.outcomes}) > 1 and any(o.coherence for o in result.outcomes):
+            found[_file(f"attractors-l{layer}-{strength:g}-{cache}")] = (figure, "1 is what being told the role does, 0 is unsteered.")
+    if len({o.condition.strength for o in result.outcomes}) > 1 and any(o.coherence for o in result.outcomes):
         found["doses"] = (doses(result), "Stronger steering persists only if the text stays the model's own.")
     if result.vectors is not None:
         found["vector-norms"] = (result.vectors.figure(), "How large each role's vector is beside the stream it is added to.")
@@ -114,6 +114,11 @@ def all_figures(result: Persistence) -> "dict[str, tuple[go.Figure, str]]":
             "Cosine between vectors from two halves of the questions: 1 is a vector that does not depend on them.",
         )
     return found
+
+
+def _file(name: str) -> str:
+    """A name that a figure's file can have."""
+    return re.sub("[^a-z0-9_-]", "_", name.lower())[:100]
 
 
 def _said(result: Persistence, outcome: Outcome) -> str:

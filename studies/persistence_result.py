@@ -134,6 +134,16 @@ class Persistence(Result):
                 rows.append(torch.stack(found).nanmean(0))
         return torch.stack(rows)
 
+    def headline(self) -> str:
+        """The answer in a few lines of plain text."""
+        from studies.persistence_page import answer
+
+        lines = [answer(self)]
+        for outcome in self.outcomes:
+            found = outcome.interval("steered")
+            lines.append(f"  {outcome.condition}: persistence {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}")
+        return "\n".join(lines)
+
     def figure(self) -> go.Figure:
         """The first condition's projections by token; `studies.persistence_figures` draws the others."""
         from studies.persistence_figures import curves
