@@ -1,0 +1,101 @@
+"""Interleaved timing: every round runs all arms, in turning order, and ratios are taken within a round.
+
+CPU seconds are the figure to trust on a shared machine; wall seconds are given beside them.
+"""
+
+import gc
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something that computes the same as ours. `share` is the part of the full work that `run` does (a sample of it)."""
+
+    name: str
+    run: Callable[[], Tensor]
+    share: float = 1.0
+
+
+def interleave(ours: Arm, peers: list[Arm], rounds: int, reference: Tensor | None = None) -> dict[str, Any]:
+    """Medians of peer / ours within a round, after one uncounted warm-up of each arm.
+
+    `max_error` is the relative L2 distance of an arm's warm-up output to ours, or to `reference`.
+    """
+    arms = [ours, *peers]
+    outputs = {arm.name: arm.run() for arm in arms}
+    seconds: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
+    for number in range(rounds):
+        order = arms if number % 2 == 0 else arms[::-1]
+        for arm in order:
+            gc.collect()
+            cpu, wall = time.process_time(), time.perf_counter()
+            arm.run()
+            spent = (time.process_time() - cpu, time.perf_counter() - wall)
+            seconds[arm.name].append((spent[0] / arm.share, spent[1] / arm.share))
+    mine = seconds[ours.name]
+    found: dict[str, Any] = {
+        "ours": {"cpu_seconds": _median(mine, 0), "wall_seconds": _median(mine, 1), "rounds": rounds}
+    }
+    truth = outputs[ours.name] if reference is None else reference
+    found["ours"]["max_error"] = error(outputs[ours.name], truth)
+    for arm in peers:
+        theirs = seconds[arm.name]
+        found[arm.name] = {
+            "ratio": statistics.median(t[0] / m[0] for t, m in zip(theirs, mine, strict=True)),
+            "wall_ratio": statistics.median(t[1] / m[1] for t, m in zip(theirs, mine, strict=True)),
+            "cpu_seconds": _median(theirs, 0),
+            "wall_seconds": _median(theirs, 1),
+            "rounds": rounds,
+            "sampled_share": arm.share,
+            "max_error": error(outputs[arm.name], truth) if arm.share == 1 else None,
+        }
+    return found
+
+
+def _median(seconds: list[tuple[float, float]], which: int) -> float:
+    return statistics.median(s[which] for s in seconds)
+
+
+def error(found: Tensor, expected: Tensor) -> float | None:
+    """Relative L2 distance; for ids, the share that differs."""
+    if found.shape != expected.shape:
+        return None
+    if not found.is_floating_point():
+        return float((found != expected).float().mean())
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def machine(dtype: str) -> dict[str, Any]:
+    """What the figures were taken on, without naming the machine."""
+    return {
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        **{name: version(name) for name in ("torch", "transformers", "transformer-lens", "nnsight")},
+    }
+
+
+def show(report: dict[str, Any]) -> str:
+    """The figures as aligned lines."""
+    lines = [f"{report['workload']}: " + ", ".join(f"{k} {v}" for k, v in report["machine"].items())]
+    lines.append(f"{'':<40} {'cpu ratio':>10} {'wall ratio':>10} {'cpu s':>9} {'error':>10}")
+    for case, arms in report.items():
+        if case in ("workload", "machine"):
+            continue
+        entries = arms if "ratio" not in arms else {"ours": arms["ours"], "loop": arms}
+        for name, entry in entries.items():
+            ratio = f"{entry['ratio']:>10.2f} {entry['wall_ratio']:>10.2f}" if "ratio" in entry else f"{'':>21}"
+            wrong = entry.get("max_error")
+            lines.append(f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {'' if wrong is None else f'{wrong:.1e}':>10}")
+    return "\n".join(lines)
