@@ -6,7 +6,7 @@ Nothing above this package knows which library runs. A backend gets a `Pass` tha
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from einops import einsum, rearrange
@@ -40,13 +40,14 @@ class Dims:
         return (self.d_model,)
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Keys and values of the tokens seen so far. A pass that is given a cache uses it up: go on with the new one."""
 
     @property
     def n_slots(self) -> int: ...
 
-    def select(self, rows: Int[Tensor, "row"]) -> Self:
+    def select(self, rows: Int[Tensor, "row"]) -> "Cache":
         """A cache of its own with these batch rows, in this order; rows may repeat."""
         ...
 
@@ -65,7 +66,7 @@ class Pass:
     capture: tuple[Site, ...] = ()
     slots: Int[Tensor, "batch k"] | None = None
     interventions: tuple[Intervention, ...] = ()
-    logit_slots: Int[Tensor, "batch k"] | None = None
+    logit_slots: Int[Tensor, "batch row"] | None = None
     stop_after: int | None = None
     cache: Cache | None = None
     keep_cache: bool = False
