@@ -6,7 +6,7 @@ the rows in front of the unembedding, so that the model's own head does the rest
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -156,25 +156,31 @@ class TransformersBackend:
         holder = module_at(self.model, path)
         calls: list[tuple[tuple, dict[str, Any]]] = []
         shell = copy.copy(holder)
-        stubs = nn.ModuleList([_Stub(calls, block) for block in self.layers])
+        stubs = nn.ModuleList([_Stub(calls, block, last=block is self.layers[-1]) for block in self.layers])
         shell.__dict__["_modules"] = {**holder._modules, name: stubs}
-        shell(**kwargs)
+        with suppress(_Stop):
+            shell(**kwargs)
         return calls
 
 
 class _Stub(nn.Module):
-    """Stands for a decoder layer: notes its arguments and returns its input."""
+    """Stands for a decoder layer: notes its arguments and hands its input on; the last ends the run.
 
-    def __init__(self, calls: list, block: nn.Module):
+    Some bodies unpack what a layer returns and some do not: a tuple goes through both, since no stub computes.
+    """
+
+    def __init__(self, calls: list, block: nn.Module, last: bool):
         super().__init__()
-        self._calls = calls
+        self._calls, self._last = calls, last
         self.__dict__["attention_type"] = getattr(block, "attention_type", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         kwargs = dict(kwargs)
         x = args[0] if args else kwargs.pop("hidden_states")
         self._calls.append((args[1:], kwargs))
-        return x
+        if self._last:
+            raise _Stop
+        return x if isinstance(x, tuple) else (x,)
 
 
 def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
