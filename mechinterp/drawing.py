@@ -35,7 +35,7 @@ def draw(
     """
     if temperature is None:
         return logits.argmax(-1)
-    p = (logits.float() / temperature).softmax(-1)
+    p = ((logits.float() - logits.float().amax(-1, keepdim=True)) / temperature).softmax(-1)
     total = p.double().cumsum(-1)
     chosen = _inverse(total, uniform[:, 0])
     if top_p >= 1:
@@ -61,8 +61,11 @@ def _within(p: Float[Tensor, "row d_vocab"], chosen: Int[Tensor, "row"], top_p: 
     return (p * likelier).sum(-1) < top_p
 
 
-def _sorted_draw(p: Float[Tensor, "row d_vocab"], u: Float[Tensor, "row"], top_p: float) -> Int[Tensor, "row"]:
+def _sorted_draw(
+    p: Float[Tensor, "row d_vocab"], u: Float[Tensor, "row"], top_p: float
+) -> Int[Tensor, "row"]:
     ordered, order = p.double().sort(dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(before >= top_p, 0.0)
+    least = ordered.masked_fill(before >= top_p, torch.inf).amin(-1, keepdim=True)
+    kept = ordered.masked_fill(ordered < least, 0.0)  # equally likely ids stay or go together
     return order.gather(1, _inverse(kept.cumsum(-1), u)[:, None]).squeeze(1)

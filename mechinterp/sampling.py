@@ -7,79 +7,30 @@ choice: `cache="fresh"` discards what the steered phase wrote and goes on from a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mechinterp import drawing
 from mechinterp.divergence import kl
-from mechinterp.interventions import Intervention, check
-from mechinterp.model import Model
-from mechinterp.sites import Site
-
-
-@dataclass(frozen=True, eq=False)
-class Phase:
-    """A stretch of sampling. `suppress` holds ids that it never samples; `cache` is what it goes on from."""
-
-    n_tokens: int
-    interventions: tuple[Intervention, ...] = ()
-    cache: Literal["fresh", "carry"] = "fresh"
-    suppress: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """What is recorded at the row that decides each generated token.
-
-    `directions` [vector d_model] are projected on at `site`: x . v / |v|. `kl` compares every distribution with the
-    unedited model's on the same ids, which runs beside with a cache of its own and doubles the cost.
-    """
-
-    site: Site
-    directions: Float[Tensor, "vector d_model"]
-    capture: tuple[Site, ...] = ()
-    kl: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Telemetry:
-    """What was watched, one entry a generated token. `natural` is the projection before this pass's edits."""
-
-    projections: Float[Tensor, "row token vector"]
-    natural: Float[Tensor, "row token vector"]
-    norms: Float[Tensor, "row token"]
-    entropy: Float[Tensor, "row token"]
-    kl: Float[Tensor, "row token"] | None
-    captured: dict[Site, Float[Tensor, "row token *shape"]]
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Rows of sampled ids. `tokens` are prompt and answer, right-padded to `lengths`; `generated` the answers alone.
-
-    `real` is False past a row's end; `phase` numbers the phase of each generated token.
-    """
-
-    tokens: Int[Tensor, "row position"]
-    lengths: Int[Tensor, "row"]
-    prompt_lengths: Int[Tensor, "row"]
-    generated: Int[Tensor, "row token"]
-    real: Bool[Tensor, "row token"]
-    phase: Int[Tensor, "token"]
-    finish_reason: tuple[Literal["stop", "length"], ...]
-    names: tuple[str, ...]
-    telemetry: Telemetry | None
-    batches: tuple[int, ...]
+from mechinterp.interventions import Intervention
+from mechinterp.model import Model, with_parts
+from mechinterp.sample_checks import check_phase, check_sampling, check_watch, rows_of_prompts
+from mechinterp.samples import Phase, Samples, Telemetry, Watch, joined
+from mechinterp.sites import as_index
 
 
 def stop_ids(model: Model) -> frozenset[int]:
     """Every id that ends a turn or a text: the tokenizer's EOS and all of the generation config's."""
     found: set[int] = set()
     hf_model: Any = getattr(model.backend, "model", None)
-    configs = [getattr(hf_model, "generation_config", None), getattr(hf_model, "config", None), model.tokenizer]
+    configs = [
+        getattr(hf_model, "generation_config", None),
+        getattr(hf_model, "config", None),
+        model.tokenizer,
+    ]
     for config in configs:
         value = getattr(config, "eos_token_id", None)
         found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
@@ -108,8 +59,14 @@ def sample(
     memory is halved and goes on; `Samples.batches` says so.
     Raises ValueError or TypeError before any compute where a request cannot be met.
     """
-    rows = [torch.as_tensor(p).flatten() for p in prompts]
-    _check(model, rows, phases, temperature, top_p, watch)
+    rows = rows_of_prompts(prompts)
+    check_sampling(model, rows, phases, temperature, top_p)
+    for phase in phases:
+        check_phase(model, phase, rows, sum(p.n_tokens for p in phases))
+    if watch is not None:
+        check_watch(model, watch)
+    if batch_size is not None and as_index(batch_size, "batch_size") < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}; leave it out for one batch")
     labels = [str(i) for i in range(len(rows))] if names is None else list(names)
     if len(labels) != len(rows):
         raise ValueError(f"{len(rows)} rows need as many names; got {len(labels)}")
@@ -127,46 +84,7 @@ def sample(
             continue
         sizes.append(len(chosen))
         start += size
-    return _joined(parts, tuple(sizes))
-
-
-def _check(
-    model: Model,
-    rows: list[Tensor],
-    phases: Sequence[Phase],
-    temperature: float | None,
-    top_p: float,
-    watch: Watch | None,
-) -> None:
-    if not rows or any(len(row) == 0 for row in rows):
-        raise ValueError("each prompt needs at least one token; an empty one cannot be continued")
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, not {temperature}; leave it out for greedy")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be within (0, 1], not {top_p}")
-    if not phases or any(p.n_tokens < 0 for p in phases):
-        raise ValueError(f"phases need n_tokens >= 0 each, not {[p.n_tokens for p in phases]}")
-    total = max(map(len, rows)) + sum(p.n_tokens for p in phases)
-    if model.dims.n_ctx is not None and total > model.dims.n_ctx:
-        raise ValueError(f"{model.name} has a context of {model.dims.n_ctx} positions; prompt and phases need {total}")
-    low, high = min(int(r.min()) for r in rows), max(int(r.max()) for r in rows)
-    if low < 0 or high >= model.dims.d_vocab:
-        raise ValueError(f"{model.name} has ids 0..{model.dims.d_vocab - 1}; a prompt holds {low if low < 0 else high}")
-    for phase in phases:
-        for intervention in phase.interventions:
-            check_at(model, intervention, len(rows))
-    if watch is not None:
-        model.check_site(watch.site)
-        if watch.directions.ndim != 2 or watch.directions.shape[1:] != model.dims.shape(watch.site):
-            raise ValueError(f"directions have shape {tuple(watch.directions.shape)}; {watch.site} needs [vector {model.dims.d_model}]")
-        if (watch.directions.float().norm(dim=-1) == 0).any() or not watch.directions.isfinite().all():
-            raise ValueError("a watched direction has norm zero or is not finite; leave it out")
-
-
-def check_at(model: Model, intervention: Intervention, n_rows: int) -> None:
-    """Refuses an intervention that the model cannot take."""
-    model.check_site(intervention.site)
-    check(intervention, model.dims.shape(intervention.site), n_rows)
+    return joined(parts, tuple(sizes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +120,10 @@ class _Batch:
         beside = Stream.start(plan.model, self.rows) if plan.watch is not None and plan.watch.kl else None
         done = torch.zeros(len(self.rows), dtype=torch.bool)
         generated, real, phase_of = [], [], []
-        filler = torch.tensor(min(plan.stop, default=0))
+        filler = torch.tensor(0)  # what a finished row goes on with; `real` is False there
         for number, phase in enumerate(plan.phases):
+            if done.all():
+                break
             edits = tuple(rows_of(i, self.chosen) for i in phase.interventions if _acts(i))
             stream.enter(edits, phase.cache)
             for _ in range(phase.n_tokens):
@@ -236,7 +156,8 @@ class _Batch:
             return
         log_p = logits.float().log_softmax(-1)
         unit = torch.nn.functional.normalize(watch.directions.float(), dim=-1).to(logits.device)
-        after, before = (x[:, -1].float().to(logits.device) for x in (seen.values[watch.site], seen.natural[watch.site]))
+        natural = torch.stack([seen.natural[site] for site in with_parts((watch.site,))]).sum(0)
+        after, before = (x[:, -1].float().to(logits.device) for x in (seen.values[watch.site], natural))
         note = {
             "projections": after @ unit.T,
             "natural": before @ unit.T,
@@ -244,13 +165,15 @@ class _Batch:
             "entropy": -(log_p.exp() * log_p).nansum(-1),
         }
         if watch.kl:
-            natural = logits if beside is None else beside.step(None)[0]  # a natural state is its own reference
-            note["kl"] = kl(logits, natural)
+            reference = logits if beside is None else beside.step(None)[0]  # a natural state is its own
+            note["kl"] = kl(logits, reference)
         for site in watch.capture:
             note[f"captured {site}"] = seen.values[site][:, -1]
         self.notes.append({name: value.cpu() for name, value in note.items()})
 
-    def _samples(self, generated: list[Tensor], real: list[Tensor], phase_of: list[int], done: Tensor) -> Samples:
+    def _samples(
+        self, generated: list[Tensor], real: list[Tensor], phase_of: list[int], done: Tensor
+    ) -> Samples:
         n = len(self.rows)
         answer = torch.stack(generated, 1) if generated else torch.empty(n, 0, dtype=torch.long)
         mask = torch.stack(real, 1) if real else torch.empty(n, 0, dtype=torch.bool)
@@ -279,7 +202,11 @@ class _Batch:
             return None
 
         def over(name: str, *shape: int) -> Tensor:
-            return torch.stack([note[name] for note in self.notes], 1) if self.notes else torch.empty(n, 0, *shape)
+            return (
+                torch.stack([note[name] for note in self.notes], 1)
+                if self.notes
+                else torch.empty(n, 0, *shape)
+            )
 
         k = len(watch.directions)
         return Telemetry(
@@ -318,40 +245,3 @@ def rows_of(intervention: Intervention, rows: range) -> Intervention:
 
 def _dims(intervention: Intervention) -> int:
     return 2 if intervention.site.name == "z" else 1
-
-
-def _joined(parts: list[Samples], sizes: tuple[int, ...]) -> Samples:
-    """Batches as one; shorter ones are padded with what is not real."""
-    from dataclasses import replace
-
-    if len(parts) == 1:
-        return replace(parts[0], batches=sizes)
-
-    def cat(tensors: list[Tensor]) -> Tensor:
-        n = max(t.shape[1] for t in tensors)
-        grown = [torch.cat([t, t.new_zeros(t.shape[0], n - t.shape[1], *t.shape[2:])], 1) for t in tensors]
-        return torch.cat(grown)
-
-    notes = [p.telemetry for p in parts if p.telemetry is not None]
-    telemetry = None
-    if notes:
-        kls = [t.kl for t in notes if t.kl is not None]
-        telemetry = Telemetry(
-            *(cat([getattr(t, name) for t in notes]) for name in ("projections", "natural", "norms", "entropy")),
-            kl=cat(kls) if kls else None,
-            captured={s: cat([t.captured[s] for t in notes]) for s in notes[0].captured},
-        )
-    return Samples(
-        tokens=cat([p.tokens for p in parts]),
-        lengths=torch.cat([p.lengths for p in parts]),
-        prompt_lengths=torch.cat([p.prompt_lengths for p in parts]),
-        generated=cat([p.generated for p in parts]),
-        real=cat([p.real for p in parts]),
-        phase=max((p.phase for p in parts), key=len),
-        finish_reason=tuple(r for p in parts for r in p.finish_reason),
-        names=tuple(n for p in parts for n in p.names),
-        telemetry=telemetry,
-        batches=sizes,
-    )
-
-

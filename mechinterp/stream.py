@@ -16,7 +16,7 @@ from torch import Tensor
 from mechinterp.backends.protocol import Pass, Recorder, Replays
 from mechinterp.backends.turns import turn
 from mechinterp.interventions import Generated, Intervention, Newest, Rows
-from mechinterp.model import Activations, Model, State
+from mechinterp.model import Activations, Model, State, with_parts
 from mechinterp.sites import Site
 
 
@@ -70,9 +70,10 @@ class Stream:
         n_before = 0 if self.state is None else self.state.n_slots
         seen = self._pass(self.tokens[:, n_before:], self.edits, watch)
         self.state = seen.state
-        if any(isinstance(edit.where, Newest) for edit in self.edits):
+        newest = [isinstance(edit.where, Newest) for edit in self.edits]
+        if any(newest):
             self._forget_newest()
-        elif self.edits and seen.applied and any(seen.applied):
+        if any(n for n, is_newest in zip(seen.applied, newest, strict=True) if not is_newest):
             start = n_before if self.edited_from is None else self.edited_from
             self.edited_from = max(start, self._first_edited_slot(start))
         assert seen.logits is not None  # the pass asks for the last slot's
@@ -80,20 +81,22 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _pass(self, tokens: Tensor, edits: tuple[Intervention, ...], watch: object | None, logits: bool = True) -> Activations:
+    def _pass(
+        self, tokens: Tensor, edits: tuple[Intervention, ...], watch: object | None, logits: bool = True
+    ) -> Activations:
         """One pass over the next slots; captures and logits at the last one, where every row decides."""
         n_before = 0 if self.state is None else self.state.n_slots
         rows = self._rows(n_before, tokens.shape[1])
         last = torch.full((len(tokens), 1), tokens.shape[1] - 1, device=tokens.device)
         site: Site | None = getattr(watch, "site", None)
         capture = tuple(sorted({site, *getattr(watch, "capture", ())})) if site is not None else ()
-        natural = {site} if site is not None else set()
-        keep = self.rebuild.site if self.rebuild is not None and edits else None
+        natural = set() if site is None else set(with_parts((site,)))
+        keep = None if self.rebuild is None else self.rebuild.site
         request = Pass(
             tokens=tokens,
             rows=rows,
             pad_left=self.pad_left,
-            capture=capture,
+            capture=with_parts(capture),
             slots=last,
             interventions=edits,
             logit_slots=last if logits else last[:, :0],
@@ -131,7 +134,7 @@ class Stream:
 
     def _first_edited_slot(self, start: int) -> int:
         """Edits of generated rows leave the prompt's slots before its last natural."""
-        only_generated = all(isinstance(e.where, Generated) for e in self.edits)
+        only_generated = all(isinstance(e.where, (Generated, Newest)) for e in self.edits)
         return max(start, self.prompt_slots - 1) if only_generated else start
 
     def _forget_newest(self) -> None:
@@ -149,7 +152,8 @@ class Stream:
         if self.rebuild is not None and isinstance(self.model.backend, Replays):
             self.rebuild.run(self)
         else:
-            self.state = None
+            n, self.state = self.state.n_slots, None
+            self.state = self._pass(self.tokens[:, :n], (), None, logits=False).state
         self.edited_from, self.rebuild = None, None
 
 
@@ -176,7 +180,9 @@ class Rebuild:
 
     def run(self, stream: Stream) -> None:
         state, start, backend = stream.state, stream.edited_from, stream.model.backend
-        assert state is not None and start is not None and isinstance(backend, Replays)  # `_make_natural` checked
+        assert (
+            state is not None and start is not None and isinstance(backend, Replays)
+        )  # `_make_natural` checked
         if self.layer >= stream.model.dims.n_layers:
             return
         residual = torch.cat(self.kept, 1)
