@@ -95,7 +95,7 @@ def test_fault_095_what_is_wrong_is_named_with_its_path_and_file(text, says, tmp
     assert "study.toml" in str(caught.value) and type(caught.value) is ValueError
 
 
-@pytest.mark.parametrize("override", ["seed", "=3", "a b=3", "seed.x=3", ".=1"])
+@pytest.mark.parametrize("override", ["seed", "=3", "a b=3", "seed.x=3", ".=1", "seed=1\nmodel='x'"])
 def test_fault_095_an_override_of_another_form_is_refused(override, tmp_path):
     with pytest.raises(ValueError, match="seed"):
         load_config(Config, written(tmp_path, "seed = 1"), [override])
