@@ -166,9 +166,9 @@ def test_one_kind_of_text_has_one_colour_on_the_whole_page():
 
 def test_figures_are_the_ones_that_were_given_without_their_title_and_untouched():
     held = page()
-    before = {name: figure.to_json() for name, (figure, _) in held.figures.items()}
+    before = {name: str(figure.to_json()) for name, (figure, _) in held.figures.items()}
     found = re.findall(r'<script type="application/json" id="figure-\d-json">(.*?)</script>', render(held))
-    assert {name: figure.to_json() for name, (figure, _) in held.figures.items()} == before
+    assert {name: str(figure.to_json()) for name, (figure, _) in held.figures.items()} == before
     for drawn, original in zip(map(json.loads, found), map(json.loads, before.values()), strict=True):
         assert drawn["data"] == original["data"]
         assert "title" not in drawn["layout"] and "width" not in drawn["layout"]
