@@ -45,12 +45,13 @@ def _case(model: Any, prompts: list[Tensor], at: list[Tensor], rounds: int) -> d
     some = list(range(0, len(prompts), step))
     share = len(some) / len(prompts)
     ours = Arm("ours", lambda: gather(model, prompts, sites, at))
-    # the last entry of hidden_states is after the final norm, so the peers that read it are compared without it
+    sample = (lambda x: x[some], lambda x: x)
+    below_last = (lambda x: x[:, :-1], lambda x: x[:, :-1])  # the last of hidden_states is after the final norm
     peers = [
-        Arm("bare_forward", lambda: torch.cat([hf.model(prompts[i][None]).last_hidden_state[:, -1] for i in some]), share),
-        Arm("transformer_lens", _transformer_lens(model, prompts, at, some), share),
-        Arm("nnsight", _nnsight(model, prompts, at, some), share),
-        Arm("hf_batched", _hf_batched(hf, prompts, at)),
+        Arm("bare_forward", lambda: torch.stack([hf.model(prompts[i][None])[0][0, -1] for i in some]), share, None),
+        Arm("transformer_lens", _transformer_lens(model, prompts, at, some), share, sample),
+        Arm("nnsight", _nnsight(model, prompts, at, some), share, sample),
+        Arm("hf_batched", _hf_batched(hf, prompts, at), 1.0, below_last),
     ]
     found = interleave(ours, peers, rounds)
     naive = torch.stack([_one(hf, prompts[i], at[i]) for i in some])

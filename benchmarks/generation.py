@@ -60,9 +60,9 @@ def _ours(model: Any, prompt: Tensor, size: int, n: int, top_p: float | None) ->
 
 
 def _case(model: Any, prompt: Tensor, size: int, n: int, top_p: float | None, rounds: int) -> dict[str, Any]:
-    peers = [Arm("generate", _generate(model.backend.model, prompt, size, 2 * n, top_p))]
+    peers = [Arm("generate", _generate(model.backend.model, prompt, size, 2 * n, top_p), 1.0, None)]
     if top_p is None:
-        peers.append(Arm("nnsight", _nnsight(model, prompt, size, n)))
+        peers.append(Arm("nnsight", _nnsight(model, prompt, size, n), 1.0, (lambda x: x, lambda x: x[:, -2 * n :])))
     return interleave(Arm("ours", _ours(model, prompt, size, n, top_p)), peers, rounds)
 
 
@@ -123,7 +123,7 @@ def _seed_loop(model: Any, prompt: Tensor, n: int, rounds: int) -> dict[str, Any
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         return ids
 
-    found = interleave(Arm("ours", _ours(model, prompt, 1, n, None)), [Arm("loop", run)], rounds)
+    found = interleave(Arm("ours", _ours(model, prompt, 1, n, None)), [Arm("loop", run, 1.0, None)], rounds)
     return {"ours": found["ours"], **found["loop"]}
 
 

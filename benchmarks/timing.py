@@ -19,17 +19,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Arm:
-    """Something that computes the same as ours. `share` is the part of the full work that `run` does (a sample of it)."""
+    """Something that computes the same as ours. `share` is the part of the full work that `run` does (a sample of it).
+
+    `view` takes from our output and from the arm's what the two have in common; None where they cannot be compared.
+    """
 
     name: str
     run: Callable[[], Tensor]
     share: float = 1.0
+    view: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = (lambda x: x, lambda x: x)
 
 
-def interleave(ours: Arm, peers: list[Arm], rounds: int, reference: Tensor | None = None) -> dict[str, Any]:
+def interleave(ours: Arm, peers: list[Arm], rounds: int) -> dict[str, Any]:
     """Medians of peer / ours within a round, after one uncounted warm-up of each arm.
 
-    `max_error` is the relative L2 distance of an arm's warm-up output to ours, or to `reference`.
+    `max_error` is the relative L2 distance of an arm's warm-up output to ours.
     """
     arms = [ours, *peers]
     outputs = {arm.name: arm.run() for arm in arms}
@@ -46,8 +50,7 @@ def interleave(ours: Arm, peers: list[Arm], rounds: int, reference: Tensor | Non
     found: dict[str, Any] = {
         "ours": {"cpu_seconds": _median(mine, 0), "wall_seconds": _median(mine, 1), "rounds": rounds}
     }
-    truth = outputs[ours.name] if reference is None else reference
-    found["ours"]["max_error"] = error(outputs[ours.name], truth)
+    truth = outputs[ours.name]
     for arm in peers:
         theirs = seconds[arm.name]
         found[arm.name] = {
@@ -57,7 +60,7 @@ def interleave(ours: Arm, peers: list[Arm], rounds: int, reference: Tensor | Non
             "wall_seconds": _median(theirs, 1),
             "rounds": rounds,
             "sampled_share": arm.share,
-            "max_error": error(outputs[arm.name], truth) if arm.share == 1 else None,
+            "max_error": None if arm.view is None else error(arm.view[1](outputs[arm.name]), arm.view[0](truth)),
         }
     return found
 
