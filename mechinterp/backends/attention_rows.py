@@ -56,7 +56,7 @@ def _wrap(name: str) -> None:
     with _lock:
         _wrapped[name] = _wrapped.get(name, 0) + 1
         if _wrapped[name] == 1:
-            ALL_ATTENTION_FUNCTIONS.register(name, _listening(ALL_ATTENTION_FUNCTIONS.get(name)))
+            _mapping(name)[name] = _listening(ALL_ATTENTION_FUNCTIONS.get(name))
 
 
 def _unwrap(name: str) -> None:
@@ -66,15 +66,28 @@ def _unwrap(name: str) -> None:
             return
         original = ALL_ATTENTION_FUNCTIONS[name].original  # pyright: ignore[reportFunctionMemberAccess]
         if original is None:
-            type(ALL_ATTENTION_FUNCTIONS)._global_mapping.pop(name)
+            _mapping(name).pop(name)
         else:
-            ALL_ATTENTION_FUNCTIONS.register(name, original)
+            _mapping(name)[name] = original
+
+
+def _mapping(name: str) -> dict[str, Any]:
+    """Where the model's lookup finds the name: a user's own override comes before what transformers registered."""
+    local = ALL_ATTENTION_FUNCTIONS._local_mapping
+    return local if name in local else type(ALL_ATTENTION_FUNCTIONS)._global_mapping
 
 
 def _listening(original: Callable | None) -> Callable:
     """The kernel, preceded by the reader of the module that calls it. Eager kernels live in each model's file."""
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any):
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ):
         reader = _readers.get().get(id(module))
         if reader is not None:
             scaling = kwargs.get("scaling")
@@ -98,7 +111,9 @@ def _listening(original: Callable | None) -> Callable:
     return attend
 
 
-def rows(call: AttentionCall, slots: Int[Tensor, "batch k"], pad_left: Int[Tensor, "batch"] | None) -> Float[Tensor, "batch head k key"]:
+def rows(
+    call: AttentionCall, slots: Int[Tensor, "batch k"], pad_left: Int[Tensor, "batch"] | None
+) -> Float[Tensor, "batch head k key"]:
     """softmax(q k^T) in fp32 for the chosen query slots of this chunk; memory grows with rows x keys only.
 
     Grouped queries share their key head. Soft-capping, the kernel's own mask and sliding windows are applied.
@@ -127,7 +142,9 @@ def _masked(scores: Tensor, call: AttentionCall, slots: Tensor, pad_left: Tensor
     scores = scores.masked_fill(~rearrange(seen, "batch k key -> batch 1 k key"), -torch.inf)
     if call.mask is None or call.mask.ndim != 4:
         return scores
-    mask = rearrange(call.mask[..., :n_keys].expand(len(slots), -1, -1, -1), "batch one slot key -> batch slot one key")
+    mask = rearrange(
+        call.mask[..., :n_keys].expand(len(slots), -1, -1, -1), "batch one slot key -> batch slot one key"
+    )
     batch = rearrange(torch.arange(len(slots), device=slots.device), "batch -> batch 1")
     chosen = rearrange(mask[batch, slots], "batch k one key -> batch one k key")
     if chosen.dtype == torch.bool:
