@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
-from mechinterp.interventions import Add, Everywhere, Generated
+from mechinterp.interventions import Add, Everywhere
 from mechinterp.loading import load
 from mechinterp.sampling import Phase, Watch, sample, stop_ids
 from mechinterp.sites import Site
@@ -46,7 +46,7 @@ def _ours(model: Any, prompt: Tensor, size: int, n: int, top_p: float | None) ->
     vectors = _vectors(model)
     site = Site("resid_post", LAYER)
     stops = stop_ids(model)
-    steering = (Add(site, 20 * vectors[0], where=Generated()),)
+    steering = (Add(site, 20 * vectors[0]),)
     phases = [Phase(n, steering, suppress=stops), Phase(n, suppress=stops)]
     rows = prompt.expand(size, -1)
 

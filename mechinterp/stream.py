@@ -117,10 +117,9 @@ class Stream:
         return Rows(position, position - (self.prompt_lengths[:, None] - 1), position >= 0)
 
     def _share_prompt(self) -> None:
-        """Prefills equal prompts once, up to the token before the last, where no edit touches them."""
-        if self.tokens.shape[1] < 2 or not all(isinstance(e.where, (Generated, Newest)) for e in self.edits):
-            return
-        if self.tokens.shape[1] > self.prompt_slots:
+        """Prefills equal prompts once, up to the token before the last, where every row is edited alike or not at all."""
+        edits = tuple(e for e in self.edits if not isinstance(e.where, (Generated, Newest)))
+        if self.tokens.shape[1] < 2 or self.tokens.shape[1] > self.prompt_slots or not all(map(_alike, edits)):
             return
         unique, inverse = self.tokens.unique(dim=0, return_inverse=True)
         if len(unique) == len(self.tokens):
@@ -128,9 +127,15 @@ class Stream:
         first = torch.stack([(inverse == i).nonzero()[0, 0] for i in range(len(unique))])
         pad = None if self.pad_left is None else self.pad_left[first]
         shared = Stream(self.model, unique, pad, self.prompt_slots, self.prompt_lengths[first])
-        shared.state = shared._pass(unique[:, :-1], (), None, logits=False).state
-        assert shared.state is not None  # passes of a stream keep their cache
-        self.state = shared.state.select(inverse)
+        if self.rebuild is not None and edits:
+            shared.rebuild = Rebuild(self.rebuild.site, self.rebuild.layer, [])
+        seen = shared._pass(unique[:, :-1], edits, None, logits=False)
+        assert seen.state is not None  # passes of a stream keep their cache
+        self.state = seen.state.select(inverse)
+        if any(seen.applied):
+            self.edited_from = 0
+        if self.rebuild is not None and shared.rebuild is not None:
+            self.rebuild.kept += [kept[inverse] for kept in shared.rebuild.kept]
 
     def _first_edited_slot(self, start: int) -> int:
         """Edits of generated rows leave the prompt's slots before its last natural."""
@@ -155,6 +160,13 @@ class Stream:
             n, self.state = self.state.n_slots, None
             self.state = self._pass(self.tokens[:, :n], (), None, logits=False).state
         self.edited_from, self.rebuild = None, None
+
+
+def _alike(edit: Intervention) -> bool:
+    """Whether an edit is the same in every batch row."""
+    shared = 2 if edit.site.name == "z" else 1
+    per_row = isinstance(edit.strength, Tensor) or any(tensor.ndim > shared for tensor in edit.tensors())
+    return edit.batch_rows is None and not per_row
 
 
 @dataclass(eq=False)
