@@ -221,6 +221,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         raise ValueError(f"the model is wrapped in {kind}, which can skip hooks; pass the module inside it")
     if re.match("FSDP|FullyShardedDataParallel", kind):
         raise ValueError(f"the model is sharded by {kind}; load it whole, or with device='balanced'")
+    compiled = [name for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None]
+    if compiled:
+        raise ValueError(f"{compiled[0] or 'the model'} is compiled in place, which can skip hooks; load it uncompiled")
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ValueError("the model has tensors on the meta device, so it holds no weights; load them first")
     if getattr(model, "peft_config", None) and kind.startswith("Peft"):
