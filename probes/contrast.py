@@ -46,8 +46,8 @@ class ContrastVectors(Result):
     """One direction a layer; `vectors[22]` is [d_model].
 
     `norm`, `splits`, `null` and `p` are of the mean difference, also where `values` are unit directions.
-    `splits` and `null` have no rows, and `p` is NaN, where there are too few prompts (`notes` says so). The null
-    treats all prompts as exchangeable, so for pairs it is conservative: the questions' own variance is in it.
+    `splits` and `null` have no rows and `p` is NaN where there are too few prompts (`notes` says so). For pairs
+    the null is conservative: it takes all prompts for exchangeable, so the questions' own variance is in it.
     """
 
     layers: tuple[int, ...]
@@ -111,7 +111,7 @@ class ContrastVectors(Result):
 
         drawn = {
             "norm / residual norm": (self.norm / self.residual_norm)[None],
-            "shuffled labels: norm / residual norm": self.null / self.residual_norm,
+            "norm, labels shuffled": self.null / self.residual_norm,
             "split-half cosine": self.splits,
         }
         lines = [

@@ -225,7 +225,7 @@ def centered_cosine(centroids: Centroids | Vectors, *, center_on: CenterOn) -> C
     notes = []
     if set(reference.personas) == set(of.names):
         notes.append(
-            f"centred on their own mean, {len(of.names)} points have cosines of about"
+            f"{len(of.names)} points about their own mean have cosines of"
             f" {-1 / (len(of.names) - 1):.2f} on average, whatever they are"
         )
     lost = values.diagonal(dim1=1, dim2=2).isnan().any(0)

@@ -9,7 +9,7 @@ from mechinterp.gather import gather
 from mechinterp.loading import wrap
 from mechinterp.results import load_result
 from mechinterp.sites import Site
-from probes.centroids import OnSet, OnVector, Uncentered, centered_cosine, centroids
+from probes.centering import OnSet, OnVector, Uncentered, centered_cosine, centroids
 from probes.vectors import Passport, Vectors, load_vectors, save_vectors
 from tests.architectures import shared
 from tests.test_contrast import asked
