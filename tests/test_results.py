@@ -267,6 +267,15 @@ def test_fault_080_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_fault_081_a_reader_of_the_old_file_never_sees_the_new_one_half_written(tmp_path):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with path.open("rb") as reader:
+        write_bytes(path, b"new and longer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new and longer"
+
+
 # JSON
 
 
