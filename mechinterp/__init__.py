@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "loading": ("load", "wrap"),
-    "adapters": ("with_adapter",),
+    "loading": ("load", "with_adapter", "wrap"),
     "model": ("Activations", "Model", "State"),
     "sites": ("Site",),
     "chat": ("Prompt", "insert_question", "plain", "render"),
@@ -29,7 +28,7 @@ _OWNER = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["__version__", *_OWNER]
 
 if TYPE_CHECKING:
-    from mechinterp.adapters import with_adapter as with_adapter
+    from mechinterp.loading import with_adapter as with_adapter
     from mechinterp.cells import Cell as Cell
     from mechinterp.certificate import certify as certify
     from mechinterp.chat import Prompt as Prompt

@@ -1,6 +1,7 @@
 """The command line: thin, and quick to say what it can do. Everything heavy is imported when a command needs it."""
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -32,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="run the persistence study at demo size and write its report")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)"
+    )
     demo.set_defaults(act=_demo)
 
     models = commands.add_parser("models", help="the embedded model: list, pull, verify")
@@ -53,12 +56,17 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write a finished run's report again")
     report.add_argument("directory", type=Path)
-    report.add_argument("--formats", nargs="+", choices=["png", "pdf", "svg"], default=[], help="also export the figures")
+    report.add_argument(
+        "--formats", nargs="+", choices=["png", "pdf", "svg"], default=[], help="also export the figures"
+    )
     report.set_defaults(act=_report)
 
     parity = commands.add_parser("parity", help="certify that the backends agree on a model")
     parity.add_argument("model", help="a name that load() takes")
-    parity.add_argument("--backends", nargs="+", default=None, help="default: all four")
+    names = "nnsight, hooked_transformer, transformer_bridge"
+    parity.add_argument(
+        "--backends", nargs="+", metavar="BACKEND", help=f"compared with transformers; default: {names}"
+    )
     parity.add_argument("--tokens", type=int, default=64, help="generated tokens to compare (default: 64)")
     parity.add_argument("--json", action="store_true", help="print JSON")
     parity.set_defaults(act=_parity)
@@ -70,11 +78,15 @@ def _add_run(commands: Any) -> None:
     run.add_argument("study")
     run.add_argument("--preset", help="a named configuration; see `mechinterp studies`")
     run.add_argument("--config", type=Path, help="a TOML or JSON file")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value"
+    )
     run.add_argument("--out", type=Path, help="run directory (default: runs/STUDY-PRESET)")
     run.add_argument("--limit", type=int, help="only the first N cells and what they need")
     run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
-    run.add_argument("--new", action="store_true", help="set a run in the same directory aside and start over")
+    run.add_argument(
+        "--new", action="store_true", help="set a run in the same directory aside and start over"
+    )
     run.add_argument("--no-report", action="store_true", help="leave the report out")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.set_defaults(act=_run)
@@ -94,10 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return given.act(given)
-    except (ValueError, OSError, RuntimeError, KeyError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        print("mechinterp: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, LookupError, ImportError, FloatingPointError) as error:
         if given.debug:
             raise
-        print(f"mechinterp: error: {_message(error)}", file=sys.stderr)
+        print(_printable(f"mechinterp: error: {_message(error)}"), file=sys.stderr)
         return 1
 
 
@@ -121,7 +136,7 @@ def _run(given: argparse.Namespace) -> int:
 
     asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
     if given.dry_run:
-        print(cells.plan(asked.cells(given.limit)))
+        _say(cells.plan(asked.cells(given.limit)))
         return 0
     _talk()
     out = given.out or Path("runs") / "-".join(filter(None, [given.study, given.preset]))
@@ -155,7 +170,8 @@ def _models(given: argparse.Namespace) -> int:
             {"name": m.name, "state": m.state, "path": str(m.path), "bytes": m.n_bytes, "licence": m.licence}
             for m in hub.known()
         ]
-        print(json.dumps(rows, indent=2) if given.json else "\n".join(f"{r['name']}  {r['state']}  {r['path']}" for r in rows))
+        lines = [f"{row['name']}  {row['state']}  {row['path']}" for row in rows]
+        print(json.dumps(rows, indent=2) if given.json else "\n".join(lines))
         return 0
     if given.action == "pull":
         _talk()
@@ -165,8 +181,10 @@ def _models(given: argparse.Namespace) -> int:
     found = hub.verify(given.name)
     fields = {"changed": found.changed, "missing": found.missing, "unexpected": found.unexpected}
     wrong = "; ".join(f"{what}: {', '.join(map(str, names))}" for what, names in fields.items() if names)
-    fields = {what: list(map(str, names)) for what, names in fields.items()}
-    print(json.dumps({"name": given.name, "ok": found.ok, **fields}) if given.json else (wrong or f"{given.name}: every file is as converted"))
+    if given.json:
+        print(json.dumps({"name": given.name, "ok": found.ok, **fields}))
+    else:
+        print(wrong or f"{given.name}: every file is as converted")
     return 0 if found.ok else 1
 
 
@@ -175,9 +193,10 @@ def _status(given: argparse.Namespace) -> int:
 
     found = running.status(given.directory)
     if given.json:
-        print(json.dumps({"total": found.total, "done": found.done, "left": list(found.left), "seconds": found.seconds}))
+        told = {"total": found.total, "done": found.done, "left": list(found.left)}
+        print(json.dumps({**told, "seconds": found.seconds, "seconds_left": found.seconds_left}))
     else:
-        print(found)
+        _say("\n".join([str(found), *(f"  left: {key}" for key in found.left)]))
     return 0
 
 
@@ -191,8 +210,13 @@ def _report(given: argparse.Namespace) -> int:
 def _parity(given: argparse.Namespace) -> int:
     from mechinterp.certificate import certify
 
-    found = certify(given.model, backends=given.backends, n_tokens=given.tokens)
-    print(json.dumps(found.to_json(), indent=2) if given.json else found)
+    _talk()
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the certificate
+        found = certify(given.model, backends=given.backends, n_tokens=given.tokens)
+    if given.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _say(str(found))
     return 0 if found.passed else 1
 
 
@@ -207,5 +231,10 @@ def _talk() -> None:
 
 
 def _say(text: str) -> None:
-    """Prints text that may hold model output: control characters are left out, lest a terminal obey them."""
-    print("".join(c for c in text if c.isprintable() or c == "\n"))
+    """Prints text that may hold model output or a user's names."""
+    print(_printable(text))
+
+
+def _printable(text: str) -> str:
+    """Text without control characters, lest a terminal obey them."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")

@@ -23,6 +23,7 @@ from mechinterp.model import Model
 logger = logging.getLogger("mechinterp")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 UNVERIFIED = "sites not verified"
+OWN_ATTENTION = ("hooked_transformer", "transformer_bridge")  # they compute scores and patterns themselves
 
 
 def load(
@@ -49,7 +50,7 @@ def load(
     refuse_active_adapters(hf_model)  # transformers puts one on by itself where it lies beside the weights
     record = {"name": source.name, "kind": source.kind, "revision": source.revision, "subfolder": source.subfolder}
     digest = hub.weights_sha256(source.path)
-    tokenizer = _load_tokenizer(source.path)
+    tokenizer = _load_tokenizer(source.tokenizer_path)
     if adapter is None:
         return _build(hf_model, tokenizer, name, backend, digest, record, anatomy, verify)
     names = (source.name, str(source.path))
@@ -115,7 +116,7 @@ def wrap(
     record = {"name": label, "kind": "object", "revision": None, "subfolder": None}
     digest = hub.tensors_sha256(hf_model.state_dict())
     if ready is not None:
-        return _checked(Model(label, ready, tokenizer, digest, record), verify)
+        return _checked(Model(label, ready, tokenizer, digest, record, (), eos_of(hf_model, tokenizer)), verify)
     return _build(_unwrapped(hf_model), tokenizer, label, backend, digest, record, anatomy, verify)
 
 
@@ -134,10 +135,19 @@ def _build(
     record = {
         **record,
         "dtype": str(made.dtype).removeprefix("torch."),
-        "attention": getattr(config_of(hf_model, row), "_attn_implementation", None),
+        "attention": "eager" if backend in OWN_ATTENTION else getattr(config_of(hf_model, row), "_attn_implementation", None),
         "architecture": hf_model.config.model_type,  # pyright: ignore
     }
-    return _checked(Model(name, made, tokenizer, digest, record, notes), verify)
+    return _checked(Model(name, made, tokenizer, digest, record, notes, eos_of(hf_model, tokenizer)), verify)
+
+
+def eos_of(hf_model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every id that ends a turn or a text: the tokenizer's, the config's, and all of the generation config's."""
+    found: set[int] = set()
+    for holder in (getattr(hf_model, "generation_config", None), getattr(hf_model, "config", None), tokenizer):
+        value = getattr(holder, "eos_token_id", None)
+        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+    return frozenset(map(int, found))
 
 
 def make_backend(
@@ -165,9 +175,7 @@ def make_backend(
 
 def _checked(model: Model, verify: bool) -> Model:
     if not verify:
-        return Model(
-            model.name, model.backend, model.tokenizer, model.weights_sha256, model.source, (*model.notes, UNVERIFIED)
-        )
+        return replace(model, notes=(*model.notes, UNVERIFIED))
     verify_sites(model.backend)
     for note in model.notes:
         logger.info("%s: %s", model.name, note)

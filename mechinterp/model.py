@@ -68,7 +68,8 @@ class Activations:
 class Model:
     """A backend, a tokenizer and a name. Frozen: adapter on and adapter off are two models over one set of weights.
 
-    `source` records where the weights came from (for manifests); `weights_sha256` is their digest.
+    `source` records where the weights came from (for manifests); `weights_sha256` is their digest. `eos_ids`
+    are all the ids that end a turn or a text.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Model:
     weights_sha256: str
     source: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    eos_ids: frozenset[int] = frozenset()
 
     @property
     def dims(self) -> Dims:

@@ -23,18 +23,8 @@ from mechinterp.sites import as_index
 
 
 def stop_ids(model: Model) -> frozenset[int]:
-    """Every id that ends a turn or a text: the tokenizer's EOS and all of the generation config's."""
-    found: set[int] = set()
-    hf_model: Any = getattr(model.backend, "model", None)
-    configs = [
-        getattr(hf_model, "generation_config", None),
-        getattr(hf_model, "config", None),
-        model.tokenizer,
-    ]
-    for config in configs:
-        value = getattr(config, "eos_token_id", None)
-        found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-    return frozenset(int(i) for i in found if 0 <= int(i) < model.dims.d_vocab)
+    """The ids that end a turn or a text and that the model can sample."""
+    return frozenset(i for i in model.eos_ids if 0 <= i < model.dims.d_vocab)
 
 
 @torch.no_grad()

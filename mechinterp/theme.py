@@ -6,7 +6,7 @@ import html
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -40,12 +40,12 @@ def label(text: object, width: int = 44) -> str:
     return html.escape(short, quote=False).replace("$", "&#36;")
 
 
-def numbers(values: Iterable[float]) -> list[float | None]:
+def numbers(values: Iterable[Any]) -> list[float | None]:
     """Plain numbers, None where there is none: what JSON can hold and plotly leaves out."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
-def ends(values: Iterable[float]) -> list[float]:
+def ends(values: Iterable[Any]) -> list[float]:
     """First and last finite value, 0 and 1 where there is none."""
     finite = [value for value in numbers(values) if value is not None]
     return [min(finite), max(finite)] if finite else [0.0, 1.0]

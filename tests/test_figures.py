@@ -64,7 +64,7 @@ def every_figure() -> dict[str, go.Figure]:
             x_title="to",
             y_title="from",
             colour_title="cosine",
-            center=0,
+            center=0.0,
             subtitle=SUBTITLE,
         ),
         "scatter": figures.scatter(layers(), "layer", "norm", by="role", trend=True, subtitle=SUBTITLE),
@@ -205,7 +205,7 @@ def test_a_diverging_scale_is_symmetric_about_its_centre():
 
 
 def test_small_matrices_show_their_numbers_and_undefined_cells_are_counted():
-    figure = heatmap(pd.DataFrame([[0.123, -0.001], [math.nan, 1.0]]), center=0)
+    figure = heatmap(pd.DataFrame([[0.123, -0.001], [math.nan, 1.0]]), center=0.0)
     assert [list(row) for row in figure.data[0].text] == [["0.12", "0.00"], ["", "1.00"]]
     assert figure.data[0].z[1][0] is None and "1 of 4 cells are undefined" in notes_of(figure)
     assert heatmap(pd.DataFrame(np.zeros((20, 20)))).data[0].text is None
@@ -254,7 +254,7 @@ def hostile_figures() -> dict[str, go.Figure]:
         "heatmap": figures.heatmap(table, x_title=HOSTILE[2], colour_title=HOSTILE[1], **words),
         "scatter": figures.scatter(df, "layer", "norm", by=HOSTILE[1], name=HOSTILE[1], **words),
         "dose": figures.dose_response(
-            dose, frontier=1, by="arm", subtitle=HOSTILE[0], effect_title=HOSTILE[1]
+            dose, frontier=1.0, by="arm", subtitle=HOSTILE[0], effect_title=HOSTILE[1]
         ),
     }
 
@@ -314,7 +314,7 @@ def test_pages_share_one_script_and_name_no_other_host(tmp_path: Path):
 def test_names_that_are_no_file_names_are_refused_before_anything_is_written(name: str, tmp_path: Path):
     with pytest.raises(ValueError, match="cannot name a figure's file"):
         export.save_figures({"good": go.Figure(), name: go.Figure()}, tmp_path)
-    with pytest.raises(ValueError, match="html, json, png or pdf, not 'svg'"):
+    with pytest.raises((ValueError, TypeError), match="html.*json.*png.*pdf"):
         export.save_figures({"good": go.Figure()}, tmp_path, ["svg"])  # type: ignore[list-item]
     assert not list(tmp_path.iterdir())
 

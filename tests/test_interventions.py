@@ -23,7 +23,7 @@ from mechinterp.interventions import (
     Intervention,
     Newest,
     ProjectOut,
-    Prompt,
+    InPrompt,
     Ramp,
     Replace,
     Rotate,
@@ -200,7 +200,7 @@ LEFT = rows(pad=(0, 2), n=6)  # the second row has two padding slots, so its pos
         (Everywhere(), [0, 1, 2, 3, 4, 5], [2, 3, 4, 5]),
         (At((0, 3)), [0, 3], [2, 5]),
         (From(2), [2, 3, 4, 5], [4, 5]),
-        (Prompt(), [0, 1], [2, 3]),
+        (InPrompt(), [0, 1], [2, 3]),
         (Generated(), [2, 3, 4, 5], [4, 5]),
         (Newest(), [5], [5]),
         (InRegion(torch.tensor([1, 2, 9])), [1, 2], [3, 4]),
@@ -212,7 +212,7 @@ def test_places_are_absolute_positions_under_left_padding(where, first, second):
 
 
 @pytest.mark.parametrize(
-    "where", [Everywhere(), At((0, 3, 4)), From(1), Prompt(), Generated(), InRegion(torch.tensor([0, 4]))]
+    "where", [Everywhere(), At((0, 3, 4)), From(1), InPrompt(), Generated(), InRegion(torch.tensor([0, 4]))]
 )
 def test_a_chunk_of_slots_has_the_rows_that_the_whole_has_there(where):
     whole = where.mask(LEFT)
@@ -230,7 +230,7 @@ def test_newest_under_right_padding_is_each_rows_last_token():
 
 
 def test_prompt_and_generated_part_the_rows():
-    assert torch.equal(Prompt().mask(LEFT) ^ Generated().mask(LEFT), LEFT.real)
+    assert torch.equal(InPrompt().mask(LEFT) ^ Generated().mask(LEFT), LEFT.real)
 
 
 def test_vectors_strengths_and_rows_can_differ_in_a_batch():

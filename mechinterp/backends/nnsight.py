@@ -29,6 +29,7 @@ class NNsightBackend:
         del (
             tokenizer
         )  # ids go in and logits come out; nnsight's own tokenizing models would add padding of theirs
+        self.hf_model = hf_model
         self._attach(twin(hf_model), anatomy)
 
     def _attach(self, model: nn.Module, anatomy: Anatomy, edits: Any = None) -> None:

@@ -69,6 +69,7 @@ class LensBackend:
         self, name: BackendName, model: Any, dims: Dims, sites: tuple[str, ...], anatomy: Anatomy | None
     ):
         self.name: BackendName = name
+        self.hf_model: nn.Module | None = None
         self.model, self.dims, self.anatomy = model, dims, anatomy
         self.device: torch.device = model.embed.weight.device if anatomy else model.embed.W_E.device
         self.dtype: torch.dtype = model.cfg.dtype
@@ -195,6 +196,7 @@ def bridge(hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any) -> LensBackend
     copied.set_attn_implementation("eager")  # the twin's own config; scores and patterns exist nowhere else
     model = build_bridge_from_module(copied, type(hf_model).__name__, hf_config=copied.config)
     made = _bridged(model.eval(), anatomy)
+    made.hf_model = hf_model
     return _checked(made, hf_model)
 
 

@@ -40,5 +40,9 @@ def sign_flip(differences: Float[Tensor, "n"], *, unit: str = "run", seed: int =
         n_resamples=2**EXACT_UP_TO if exact else RESAMPLES,
         rng=np.random.default_rng(seed),
     )
-    method = f"exact sign flips over {n} {unit}s" if exact else f"{RESAMPLES} sign flips over {n} {unit}s, seed {seed}"
+    method = (
+        f"exact sign flips over {n} {unit}s"
+        if exact
+        else f"{RESAMPLES} sign flips over {n} {unit}s, seed {seed}"
+    )
     return SignFlip(float(d.mean()), float(found.pvalue), n, unit, method)
