@@ -2,7 +2,8 @@
 
 import os
 
-# Spinning OpenMP threads make any competing process cost several times its share; must be set before torch loads.
+# Spinning OpenMP threads make any competing process cost several times its share; must be set before torch
+# loads.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -1,7 +1,8 @@
 """W4: resid_post of every layer for 11 roles x 10 questions, at the last token and as a mean over an answer.
 
 Peers as their users write them: transformer-lens's run_with_cache with a names filter, an nnsight trace, and
-output_hidden_states in batches of 16. transformer-lens and nnsight run one prompt at a time, on a sample of prompts.
+output_hidden_states in batches of 16. transformer-lens and nnsight run one prompt at a time, on a sample of
+prompts.
 """
 
 from typing import Any
@@ -46,9 +47,17 @@ def _case(model: Any, prompts: list[Tensor], at: list[Tensor], rounds: int) -> d
     share = len(some) / len(prompts)
     ours = Arm("ours", lambda: gather(model, prompts, sites, at))
     sample = (lambda x: x[some], lambda x: x)
-    below_last = (lambda x: x[:, :-1], lambda x: x[:, :-1])  # the last of hidden_states is after the final norm
+    below_last = (
+        lambda x: x[:, :-1],
+        lambda x: x[:, :-1],
+    )  # the last of hidden_states is after the final norm
     peers = [
-        Arm("bare_forward", lambda: torch.stack([hf.model(prompts[i][None])[0][0, -1] for i in some]), share, None),
+        Arm(
+            "bare_forward",
+            lambda: torch.stack([hf.model(prompts[i][None])[0][0, -1] for i in some]),
+            share,
+            None,
+        ),
         Arm("transformer_lens", _transformer_lens(model, prompts, at, some), share, sample),
         Arm("nnsight", _nnsight(model, prompts, at, some), share, sample),
         Arm("hf_batched", _hf_batched(hf, prompts, at), 1.0, below_last),
@@ -77,8 +86,17 @@ def _transformer_lens(model: Any, prompts: list[Tensor], at: list[Tensor], some:
     def run() -> Tensor:
         rows = []
         for i in some:
-            _, cache = bridge.run_with_cache(prompts[i][None], names_filter=lambda n: n.endswith("hook_resid_post"))
-            rows.append(torch.stack([cache["resid_post", layer][0, at[i]].float().mean(0) for layer in range(model.dims.n_layers)]))
+            _, cache = bridge.run_with_cache(
+                prompts[i][None], names_filter=lambda n: n.endswith("hook_resid_post")
+            )
+            rows.append(
+                torch.stack(
+                    [
+                        cache["resid_post", layer][0, at[i]].float().mean(0)
+                        for layer in range(model.dims.n_layers)
+                    ]
+                )
+            )
         return torch.stack(rows)
 
     return run
@@ -115,7 +133,9 @@ def _hf_batched(hf: Any, prompts: list[Tensor], at: list[Tensor], size: int = 16
                 ids[k, longest - len(p) :] = p
                 mask[k, longest - len(p) :] = 1
             position = (mask.cumsum(1) - 1).clamp_min(0)
-            states = hf.model(ids, attention_mask=mask, position_ids=position, output_hidden_states=True).hidden_states
+            states = hf.model(
+                ids, attention_mask=mask, position_ids=position, output_hidden_states=True
+            ).hidden_states
             for k, p in enumerate(part):
                 where = spans[k] + longest - len(p)
                 rows.append(torch.stack([state[k, where].float().mean(0) for state in states[1:]]))

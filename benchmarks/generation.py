@@ -1,8 +1,8 @@
 """W3: steered-then-free generation, against bare `generate` at the same batch size and an nnsight loop.
 
-Ours steers 24 tokens at a middle layer, drops the steered keys and values, samples 24 free ones and projects every
-token on 60 vectors; bare `generate` makes 48 tokens and does nothing else. The seed loop re-encodes the text of every
-free token and runs it without a cache, as the source notebook does.
+Ours steers 24 tokens at a middle layer, drops the steered keys and values, samples 24 free ones and projects
+every token on 60 vectors; bare `generate` makes 48 tokens and does nothing else. The seed loop re-encodes the
+text of every free token and runs it without a cache, as the source notebook does.
 """
 
 from typing import Any
@@ -33,7 +33,10 @@ def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
     for size in (4,) if quick else (16, 64):
         found[f"topp_b{size}"] = _case(model, prompt, size, n, 0.95, rounds)
     found["seed_loop_b1"] = _seed_loop(model, prompt, n, rounds)
-    found["greedy_b1"]["naive_error"] = {"cpu_seconds": 0.0, "max_error": _against_recomputation(model, prompt, 8)}
+    found["greedy_b1"]["naive_error"] = {
+        "cpu_seconds": 0.0,
+        "max_error": _against_recomputation(model, prompt, 8),
+    }
     return found
 
 
@@ -52,7 +55,12 @@ def _ours(model: Any, prompt: Tensor, size: int, n: int, top_p: float | None) ->
 
     def run() -> Tensor:
         found = sample(
-            model, rows, phases, temperature=None if top_p is None else 1.0, top_p=top_p or 1.0, watch=Watch(site, vectors)
+            model,
+            rows,
+            phases,
+            temperature=None if top_p is None else 1.0,
+            top_p=top_p or 1.0,
+            watch=Watch(site, vectors),
         )
         return found.generated
 
@@ -62,7 +70,9 @@ def _ours(model: Any, prompt: Tensor, size: int, n: int, top_p: float | None) ->
 def _case(model: Any, prompt: Tensor, size: int, n: int, top_p: float | None, rounds: int) -> dict[str, Any]:
     peers = [Arm("generate", _generate(model.backend.model, prompt, size, 2 * n, top_p), 1.0, None)]
     if top_p is None:
-        peers.append(Arm("nnsight", _nnsight(model, prompt, size, n), 1.0, (lambda x: x, lambda x: x[:, -2 * n :])))
+        peers.append(
+            Arm("nnsight", _nnsight(model, prompt, size, n), 1.0, (lambda x: x, lambda x: x[:, -2 * n :]))
+        )
     return interleave(Arm("ours", _ours(model, prompt, size, n, top_p)), peers, rounds)
 
 
@@ -72,7 +82,12 @@ def _generate(hf: Any, prompt: Tensor, size: int, n: int, top_p: float | None) -
     def run() -> Tensor:
         rows = prompt.expand(size, -1)
         return hf.generate(
-            rows, attention_mask=torch.ones_like(rows), max_new_tokens=n, min_new_tokens=n, pad_token_id=0, **sampling
+            rows,
+            attention_mask=torch.ones_like(rows),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            pad_token_id=0,
+            **sampling,
         )
 
     return run

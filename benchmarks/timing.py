@@ -19,9 +19,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Arm:
-    """Something that computes the same as ours. `share` is the part of the full work that `run` does (a sample of it).
+    """Something that computes the same as ours. `share` is the part of the full work that `run` does (a
+    sample of it).
 
-    `view` takes from our output and from the arm's what the two have in common; None where they cannot be compared.
+    `view` takes from our output and from the arm's what the two have in common; None where they cannot be
+    compared.
     """
 
     name: str
@@ -60,7 +62,9 @@ def interleave(ours: Arm, peers: list[Arm], rounds: int) -> dict[str, Any]:
             "wall_seconds": _median(theirs, 1),
             "rounds": rounds,
             "sampled_share": arm.share,
-            "max_error": None if arm.view is None else error(arm.view[1](outputs[arm.name]), arm.view[0](truth)),
+            "max_error": None
+            if arm.view is None
+            else error(arm.view[1](outputs[arm.name]), arm.view[0](truth)),
         }
     return found
 
@@ -98,7 +102,11 @@ def show(report: dict[str, Any]) -> str:
             continue
         entries = arms if "ratio" not in arms else {"ours": arms["ours"], "loop": arms}
         for name, entry in entries.items():
-            ratio = f"{entry['ratio']:>10.2f} {entry['wall_ratio']:>10.2f}" if "ratio" in entry else f"{'':>21}"
+            ratio = (
+                f"{entry['ratio']:>10.2f} {entry['wall_ratio']:>10.2f}" if "ratio" in entry else f"{'':>21}"
+            )
             wrong = entry.get("max_error")
-            lines.append(f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {'' if wrong is None else f'{wrong:.1e}':>10}")
+            lines.append(
+                f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {'' if wrong is None else f'{wrong:.1e}':>10}"
+            )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The command line: thin, and quick to say what it can do. Everything heavy is imported when a command needs it."""
+"""The command line: thin, and quick to say what it can do. What is heavy is imported when a command needs it."""
 
 import argparse
 import contextlib
@@ -125,6 +125,7 @@ def _demo(given: argparse.Namespace) -> int:
     from mechinterp import running
 
     _talk()
+    _say_if_crowded()
     result = running.run(running.ask("persistence", preset="demo"), given.out)
     _say(result.headline())
     print(f"report: {given.out / 'report.html'}")
@@ -139,6 +140,7 @@ def _run(given: argparse.Namespace) -> int:
         _say(cells.plan(asked.cells(given.limit)))
         return 0
     _talk()
+    _say_if_crowded()
     out = given.out or Path("runs") / "-".join(filter(None, [given.study, given.preset]))
     result = running.run(
         asked, out, limit=given.limit, new=given.new, progress=not given.quiet, report=not given.no_report
@@ -196,7 +198,7 @@ def _status(given: argparse.Namespace) -> int:
         told = {"total": found.total, "done": found.done, "left": list(found.left)}
         print(json.dumps({**told, "seconds": found.seconds, "seconds_left": found.seconds_left}))
     else:
-        _say("\n".join([str(found), *(f"  left: {key}" for key in found.left)]))
+        _say(str(found))
     return 0
 
 
@@ -228,6 +230,14 @@ def _talk() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+def _say_if_crowded() -> None:
+    from mechinterp import running
+
+    line = running.crowded()
+    if line is not None:
+        logging.getLogger("mechinterp").info(line)
 
 
 def _say(text: str) -> None:

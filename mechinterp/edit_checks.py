@@ -1,4 +1,4 @@
-"""Edits that cannot act are refused before any compute: each would be silence, broadcasting or NaN in mid-pass."""
+"""Edits that cannot act are refused before any compute: each would be silence or NaN in mid-pass."""
 
 import math
 from numbers import Real
@@ -11,7 +11,7 @@ from mechinterp.sites import WRITABLE, as_index
 
 
 def check(intervention: Intervention, shape: tuple[int, ...], n_batch: int) -> None:
-    """Refuses, before any compute, an edit that cannot act at a site of this shape in a batch of this size."""
+    """Refuses an edit that cannot act at a site of this shape in a batch of this size."""
     if not isinstance(intervention, Intervention):
         raise TypeError(
             f"{intervention!r} is no intervention; use Add, Replace, ProjectOut, Clamp, Rotate or Apply"
@@ -68,8 +68,8 @@ def _check_tensor(intervention: Intervention, tensor: object, shape: tuple[int, 
             else ""
         )
         raise ValueError(
-            f"{what} has shape {tuple(tensor.shape)}, but the site holds {shape} (or {(n_batch, *shape)} for a"
-            f" vector for each batch row){hint}"
+            f"{what} has shape {tuple(tensor.shape)}, but the site holds {shape} (or {(n_batch, *shape)} for"
+            f" a vector for each batch row){hint}"
         )
     if not tensor.isfinite().all():
         raise ValueError(f"{what} holds NaN or infinity")

@@ -1,8 +1,8 @@
 """Activations of many prompts, all layers in one pass each, without logits.
 
-Prompts that begin with the same ids share that part's keys and values (roles x questions mostly do), the rest runs
-right-padded in batches of like length, and every layer's states are reduced where they are made. Exact: with a
-causal mask neither padding nor a cached prefix changes what a row sees.
+Prompts that begin with the same ids share that part's keys and values (roles x questions mostly do), the rest
+runs right-padded in batches of like length, and every layer's states are reduced where they are made. Exact:
+with a causal mask neither padding nor a cached prefix changes what a row sees.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ def gather(
 ) -> Float[Tensor, "prompt site d_model"]:
     """The mean over each prompt's own positions, at every site, in fp32 on the CPU.
 
-    `positions` are absolute, at least one a prompt; one position is that row itself. The sites must be of one shape.
-    Raises ValueError or IndexError before any compute.
+    `positions` are absolute, at least one a prompt; one position is that row itself. The sites must be of one
+    shape. Raises ValueError or IndexError before any compute.
     """
     ids, wanted = _checked(model, prompts, sites, positions)
     out: Tensor | None = None
@@ -62,30 +62,40 @@ def _checked(
     ids = [[int(i) for i in torch.as_tensor(p).flatten()] for p in prompts]
     wanted = [sorted({int(w) for w in torch.as_tensor(p).flatten()}) for p in positions]
     if not ids or len(ids) != len(wanted):
-        raise ValueError(f"{len(ids)} prompts need as many lists of positions, and at least one; got {len(wanted)}")
+        raise ValueError(
+            f"{len(ids)} prompts need as many lists of positions, and at least one; got {len(wanted)}"
+        )
     for number, (row, at) in enumerate(zip(ids, wanted, strict=True)):
         if not row:
             raise ValueError(f"prompt {number} holds no tokens")
         if not at:
             raise ValueError(f"prompt {number} has no positions to read; is the region empty?")
         if at[0] < 0 or at[-1] >= len(row):
-            raise IndexError(f"prompt {number} has positions 0..{len(row) - 1}; {at[0] if at[0] < 0 else at[-1]} was asked")
+            raise IndexError(
+                f"prompt {number} has positions 0..{len(row) - 1}; {at[0] if at[0] < 0 else at[-1]} was asked"
+            )
         if max(row) >= model.dims.d_vocab or min(row) < 0:
             raise ValueError(f"prompt {number} holds an id outside 0..{model.dims.d_vocab - 1}")
         if model.dims.n_ctx is not None and len(row) > model.dims.n_ctx:
-            raise ValueError(f"prompt {number} has {len(row)} tokens; {model.name} has a context of {model.dims.n_ctx}")
+            raise ValueError(
+                f"prompt {number} has {len(row)} tokens; {model.name} has a context of {model.dims.n_ctx}"
+            )
     return ids, wanted
 
 
 def groups(ids: Sequence[Sequence[int]], first_wanted: Sequence[int]) -> list[Group]:
-    """Prompts grouped under common prefixes so that the fewest tokens run; no prefix reaches a position to be read."""
+    """Prompts grouped under common prefixes so that the fewest tokens run; no prefix reaches a position to be
+    read.
+    """
     order = sorted(range(len(ids)), key=lambda i: tuple(ids[i]))
     caps = [min(first_wanted[i], len(ids[i]) - 1) for i in range(len(ids))]
     return _split(ids, caps, order)[1]
 
 
 def _split(ids: Sequence[Sequence[int]], caps: list[int], order: list[int]) -> tuple[int, list[Group]]:
-    """The cheapest grouping of neighbours in sorted order: one prefix for all, or the groups at the next branching."""
+    """The cheapest grouping of neighbours in sorted order: one prefix for all, or the groups at the next
+    branching.
+    """
     if len(order) == 1:
         return len(ids[order[0]]), [Group((), (order[0],))]
     shared = _common(ids[order[0]], ids[order[-1]])
@@ -157,7 +167,11 @@ def _pass(
     before = torch.tensor([len(g.prefix) for g, _ in rows])
     position = before[:, None] + torch.arange(width)[None]
     ends = torch.tensor([len(ids[i]) for _, i in rows])
-    laid = Rows(position.to(device), (position - (ends[:, None] - 1)).to(device), (position < ends[:, None]).to(device))
+    laid = Rows(
+        position.to(device),
+        (position - (ends[:, None] - 1)).to(device),
+        (position < ends[:, None]).to(device),
+    )
     state = None if state is None else state.select(owner.to(device))
     request = Pass(
         tokens=tokens.to(device),

@@ -21,8 +21,9 @@ from mechinterp.sites import Site, as_index
 class Rows:
     """Which rows of which sequences an activation holds.
 
-    `position` is negative on left padding. `step` is the generated token that the row decides, counted from 0 at
-    the last prompt token; it is negative in the prompt before that. `real` is False on padding at either side.
+    `position` is negative on left padding. `step` is the generated token that the row decides, counted from 0
+    at the last prompt token; it is negative in the prompt before that. `real` is False on padding at either
+    side.
     """
 
     position: Int[Tensor, "batch position"]
@@ -219,7 +220,9 @@ def _rejected(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) -> Float[Tens
 
 
 def _sideways(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"], parallel: Tensor) -> Float[Tensor, "n d"]:
-    """The unit vector across u towards x; where x is parallel to u no plane is given, and the axis most across u is."""
+    """The unit vector across u towards x; where x is parallel to u no plane is given, and the axis most
+    across u is.
+    """
     axis = torch.nn.functional.one_hot(unit.abs().argmin(-1), unit.shape[-1]).to(unit)
     return _unit(_rejected(torch.where(parallel, axis, x), unit))
 

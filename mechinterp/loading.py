@@ -1,7 +1,7 @@
 """Names, directories and loaded objects become a `Model`: one door, whatever the library.
 
-What is loaded is recorded (`Model.source`) and verified: three tokens say whether the sites are where they should
-be, and a wrong anatomy is refused before anyone reads a number from it.
+What is loaded is recorded (`Model.source`) and verified: three tokens say whether the sites are where they
+should be, and a wrong anatomy is refused before anyone reads a number from it.
 """
 
 import logging
@@ -40,15 +40,21 @@ def load(
 ) -> Model:
     """A model by name: the embedded one, a Hugging Face id (`id@revision:subfolder`), or a local directory.
 
-    dtype "auto" is the checkpoint's own on a GPU and float32 on a CPU. device "auto" is the GPU where there is one,
-    else the CPU; "balanced" spreads the layers over all devices (accelerate's device_map). `adapter` is a peft
-    directory or id whose effect is proven before it is returned. Raises ValueError or OSError with what to do.
+    dtype "auto" is the checkpoint's own on a GPU and float32 on a CPU. device "auto" is the GPU where there
+    is one, else the CPU; "balanced" spreads the layers over all devices (accelerate's device_map). `adapter`
+    is a peft directory or id whose effect is proven before it is returned. Raises ValueError or OSError with
+    what to do.
     """
     _check_backend(backend)
     source = hub.resolve(name, revision=revision, subfolder=subfolder)
     hf_model = _load_weights(source.path, dtype, device)
     refuse_active_adapters(hf_model)  # transformers puts one on by itself where it lies beside the weights
-    record = {"name": source.name, "kind": source.kind, "revision": source.revision, "subfolder": source.subfolder}
+    record = {
+        "name": source.name,
+        "kind": source.kind,
+        "revision": source.revision,
+        "subfolder": source.subfolder,
+    }
     digest = hub.weights_sha256(source.path)
     tokenizer = _load_tokenizer(source.tokenizer_path)
     if adapter is None:
@@ -60,7 +66,8 @@ def load(
 
 
 def with_adapter(base: Model, adapter: str | Path) -> Model:
-    """A loaded base with a peft adapter on: another `Model` over the same weights; the base stays adapter off.
+    """A loaded base with a peft adapter on: another `Model` over the same weights; the base stays adapter
+    off.
 
     Raises as `load`, and ValueError for a base whose library keeps no Hugging Face model to share.
     """
@@ -105,18 +112,26 @@ def wrap(
     anatomy: Anatomy | None = None,
     verify: bool = True,
 ) -> Model:
-    """A model object that you have already: a Hugging Face causal model, nnsight's or transformer-lens's wrapper.
+    """A model object that you have already: a Hugging Face causal model, nnsight's or transformer-lens's
+    wrapper.
 
     The object, its config, modules, hooks and attention implementation are left as they are.
     """
     _check_backend(backend)
     ready = _ready_made(hf_model, backend)
     config: Any = getattr(hf_model, "config", None) or getattr(hf_model, "cfg", None)
-    label = name or getattr(config, "_name_or_path", "") or getattr(config, "model_name", "") or type(hf_model).__name__
+    label = (
+        name
+        or getattr(config, "_name_or_path", "")
+        or getattr(config, "model_name", "")
+        or type(hf_model).__name__
+    )
     record = {"name": label, "kind": "object", "revision": None, "subfolder": None}
     digest = hub.tensors_sha256(hf_model.state_dict())
     if ready is not None:
-        return _checked(Model(label, ready, tokenizer, digest, record, (), eos_of(hf_model, tokenizer)), verify)
+        return _checked(
+            Model(label, ready, tokenizer, digest, record, (), eos_of(hf_model, tokenizer)), verify
+        )
     return _build(_unwrapped(hf_model), tokenizer, label, backend, digest, record, anatomy, verify)
 
 
@@ -135,7 +150,9 @@ def _build(
     record = {
         **record,
         "dtype": str(made.dtype).removeprefix("torch."),
-        "attention": "eager" if backend in OWN_ATTENTION else getattr(config_of(hf_model, row), "_attn_implementation", None),
+        "attention": "eager"
+        if backend in OWN_ATTENTION
+        else getattr(config_of(hf_model, row), "_attn_implementation", None),
         "architecture": hf_model.config.model_type,  # pyright: ignore
     }
     return _checked(Model(name, made, tokenizer, digest, record, notes, eos_of(hf_model, tokenizer)), verify)
@@ -144,7 +161,11 @@ def _build(
 def eos_of(hf_model: Any, tokenizer: Any) -> frozenset[int]:
     """Every id that ends a turn or a text: the tokenizer's, the config's, and all of the generation config's."""
     found: set[int] = set()
-    for holder in (getattr(hf_model, "generation_config", None), getattr(hf_model, "config", None), tokenizer):
+    for holder in (
+        getattr(hf_model, "generation_config", None),
+        getattr(hf_model, "config", None),
+        tokenizer,
+    ):
         value = getattr(holder, "eos_token_id", None)
         found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
     return frozenset(map(int, found))
@@ -156,7 +177,9 @@ def make_backend(
     """The library's side of a model, and what its user must know about it."""
     notes: tuple[str, ...] = ()
     if hf_model.training:
-        notes = ("the model was in train() mode; it runs in eval() here, without dropout, and its mode is kept",)
+        notes = (
+            "the model was in train() mode; it runs in eval() here, without dropout, and its mode is kept",
+        )
     if backend == "transformers":
         from mechinterp.backends.transformers import TransformersBackend
 
@@ -193,7 +216,9 @@ def _load_weights(path: Path, dtype: DType | torch.dtype, device: str) -> nn.Mod
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype, place), use_safetensors=True, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=_dtype(dtype, place), use_safetensors=True, **kwargs
+        )
     finally:
         if shown:
             hf_logging.enable_progress_bar()
@@ -229,13 +254,19 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         raise ValueError(f"the model is wrapped in {kind}, which can skip hooks; pass the module inside it")
     if re.match("FSDP|FullyShardedDataParallel", kind):
         raise ValueError(f"the model is sharded by {kind}; load it whole, or with device='balanced'")
-    compiled = [name for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None]
+    compiled = [
+        name for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None
+    ]
     if compiled:
-        raise ValueError(f"{compiled[0] or 'the model'} is compiled in place, which can skip hooks; load it uncompiled")
+        raise ValueError(
+            f"{compiled[0] or 'the model'} is compiled in place, which can skip hooks; load it uncompiled"
+        )
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ValueError("the model has tensors on the meta device, so it holds no weights; load them first")
     if getattr(model, "peft_config", None) and kind.startswith("Peft"):
-        raise ValueError("the model already carries an adapter; pass the base model, and the adapter's directory to load()")
+        raise ValueError(
+            "the model already carries an adapter; pass the base model, and the adapter's directory to load()"
+        )
     return model
 
 

@@ -1,7 +1,8 @@
-"""A model behind one door: a backend, a tokenizer and a name. Everything that is asked of a model is checked here.
+"""A model behind one door: a backend, a tokenizer and a name. Everything that is asked of a model is checked
+here.
 
-Nothing above this file knows which library runs. `resid_mid` is computed here, as `resid_pre + attn_out`, on every
-backend; it is read, never written.
+Nothing above this file knows which library runs. `resid_mid` is computed here, as `resid_pre + attn_out`, on
+every backend; it is read, never written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,8 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """One forward pass. `values[site]` is [batch, position, ...] at the asked positions, all of them by default.
+    """One forward pass. `values[site]` is [batch, position, ...] at the asked positions, all of them by
+    default.
 
     `pattern` is [batch, head, position, key]. `applied` counts the rows that each intervention changed.
     """
@@ -66,7 +68,8 @@ class Activations:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A backend, a tokenizer and a name. Frozen: adapter on and adapter off are two models over one set of weights.
+    """A backend, a tokenizer and a name. Frozen: adapter on and adapter off are two models over one set of
+    weights.
 
     `source` records where the weights came from (for manifests); `weights_sha256` is their digest. `eos_ids`
     are all the ids that end a turn or a text.
@@ -90,7 +93,8 @@ class Model:
     # prompts ------------------------------------------------------------------------------------------------
 
     def chat(self, question: str, *, system: str | None = None, chat: bool = True) -> Prompt:
-        """One question as a prompt that ends where the answer begins; `chat=False` for models without a template.
+        """One question as a prompt that ends where the answer begins; `chat=False` for models without a
+        template.
 
         `system=None` leaves the system message out (a template may then insert its own, which is labelled);
         `""` is an empty one.
@@ -126,11 +130,11 @@ class Model:
     ) -> Activations:
         """One pass over ids, exact and without gradients.
 
-        tokens: [batch, position], right-padded where `lengths` are given; with `cache` they follow what it holds.
-        positions, logits_at: absolute positions whose activations and logits are kept, the same in every row or
-        [batch, k]; -1 is each row's last token; None is all; `logits_at=()` computes no logits.
-        stop_after: the last layer to run; no logits then. `cache` is used up by the pass.
-        Raises TypeError, ValueError or IndexError before any compute where the request cannot be met.
+        tokens: [batch, position], right-padded where `lengths` are given; with `cache` they follow what it
+        holds. positions, logits_at: absolute positions whose activations and logits are kept, the same in
+        every row or [batch, k]; -1 is each row's last token; None is all; `logits_at=()` computes no logits.
+        stop_after: the last layer to run; no logits then. `cache` is used up by the pass. Raises TypeError,
+        ValueError or IndexError before any compute where the request cannot be met.
         """
         tokens = self._checked_tokens(tokens, cache)
         interventions = tuple(interventions)
@@ -166,7 +170,9 @@ class Model:
     def run(
         self, request: Pass, prompt_lengths: Int[Tensor, "batch"], capture: tuple[Site, ...]
     ) -> Activations:
-        """A pass that is already resolved; `sample` calls this at every token, `forward` is the door for all else."""
+        """A pass that is already resolved; `sample` calls this at every token, `forward` is the door for all
+        else.
+        """
         recorder = Recorder(request)
         n_before = request.n_cached
         with turn(self.backend):
@@ -184,13 +190,17 @@ class Model:
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        """The logits of a residual stream after the last layer: final norm, unembedding, scale and soft-capping."""
+        """The logits of a residual stream after the last layer: final norm, unembedding, scale and soft-
+        capping.
+        """
         return self.backend.unembed(residual)
 
     # checks -------------------------------------------------------------------------------------------------
 
     def check_interventions(self, interventions: Sequence[Intervention], n_batch: int) -> None:
-        """Raises TypeError, ValueError or IndexError for edits that the model cannot take in a batch of this size."""
+        """Raises TypeError, ValueError or IndexError for edits that the model cannot take in a batch of this
+        size.
+        """
         for intervention in interventions:
             if not isinstance(intervention, Intervention):
                 raise TypeError(

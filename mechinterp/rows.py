@@ -1,4 +1,4 @@
-"""Which slots of a batch are which positions: absolute positions in, slots of a chunk out, and what does not fit refused."""
+"""Which slots of a batch are which positions: absolute ones in, slots of a chunk out, misfits refused."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def layout(
     pad_left: Int[Tensor, "batch"] | None,
     prompt_lengths: Int[Tensor, "batch"] | None,
 ) -> tuple[Rows, Int[Tensor, "batch"]]:
-    """The absolute position, the generated step and the realness of each slot; and where each row's tokens end."""
+    """The position, generated step and realness of each slot; and where each row's tokens end."""
     n_batch, n = tokens.shape
     pad = torch.zeros(n_batch, dtype=torch.long, device=tokens.device) if pad_left is None else pad_left
     position = torch.arange(n_before, n_before + n, device=tokens.device)[None] - pad[:, None]
@@ -63,7 +63,7 @@ def slots_at(
 
 
 def check_positions(interventions: Sequence[Intervention], ends: Int[Tensor, "batch"]) -> None:
-    """Raises IndexError for an edit at a position that a row of its own does not have; `ends` is where each row ends."""
+    """Raises IndexError for an edit at a position that one of its rows has not; `ends` is where each row ends."""
     for intervention in interventions:
         where = intervention.where
         asked = (
@@ -79,8 +79,8 @@ def check_positions(interventions: Sequence[Intervention], ends: Int[Tensor, "ba
             if as_index(position, "position") < 0 or short:
                 row = short[0] if short else 0
                 raise IndexError(
-                    f"{type(intervention).__name__} at {intervention.site} names position {position}; the tokens of"
-                    f" row {row} are at 0..{int(ends[row]) - 1} (batch_rows= limits an edit to some rows)"
+                    f"{type(intervention).__name__} at {intervention.site} names position {position}; the tokens"
+                    f" of row {row} are at 0..{int(ends[row]) - 1} (batch_rows= limits an edit to some rows)"
                 )
 
 

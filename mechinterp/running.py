@@ -45,11 +45,17 @@ def known() -> dict[str, str]:
 def presets(study: str) -> list[str]:
     """The names of a study's presets."""
     found = [entry.name for entry in files("studies.presets").iterdir()]
-    return sorted(name.split(".")[1] for name in found if name.startswith(f"{study}.") and name.endswith(".toml"))
+    return sorted(
+        name.split(".")[1] for name in found if name.startswith(f"{study}.") and name.endswith(".toml")
+    )
 
 
-def ask(study: str, *, preset: str | None = None, config: Path | None = None, overrides: Sequence[str] = ()) -> Asked:
-    """A study's configuration from a preset or a file and `key=value` overrides; ValueError says what is known."""
+def ask(
+    study: str, *, preset: str | None = None, config: Path | None = None, overrides: Sequence[str] = ()
+) -> Asked:
+    """A study's configuration from a preset or a file and `key=value` overrides; ValueError says what is
+    known.
+    """
     if study not in known():
         raise ValueError(f"there is no study {study!r}; the studies are {', '.join(known())}")
     if preset is not None and config is not None:
@@ -83,7 +89,9 @@ def run(
             opened,
             asked.cells(limit),
             resolve_model=lambda name: _load(specs[name]),
-            task=lambda cell, model, inputs: getattr(asked.module, cell.task)(cell, model, inputs, asked.config),
+            task=lambda cell, model, inputs: getattr(asked.module, cell.task)(
+                cell, model, inputs, asked.config
+            ),
             progress=progress,
         )
         if len(results) < len(asked.cells()):
@@ -134,7 +142,9 @@ def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[st
     """The page of a finished run."""
     from mechinterp.report import write_report
 
-    return write_report(asked.module.page(asked.config, result, opened), opened.folder, formats=tuple(formats))
+    return write_report(
+        asked.module.page(asked.config, result, opened), opened.folder, formats=tuple(formats)
+    )
 
 
 def reopened(folder: Path) -> tuple[Asked, Run]:
@@ -156,7 +166,9 @@ def report(folder: Path, formats: Sequence[str] = ()) -> Path:
     asked, found = reopened(folder)
     left = found.status(asked.cells()).left
     if left:
-        raise ValueError(f"{folder} is not finished, {len(left)} cells are left; run the same command again first")
+        raise ValueError(
+            f"{folder} is not finished, {len(left)} cells are left; run the same command again first"
+        )
     results = {cell.key: found.result(cell) for cell in asked.cells()}
     return write_report_of(asked, asked.module.combine(asked.config, results), found, formats)
 

@@ -56,7 +56,7 @@ def check_sampling(
 
 
 def check_phase(model: Model, phase: Phase, rows: list[Tensor], n_tokens: int) -> None:
-    """Refuses edits that the model cannot take, or at positions that no row will have, and ids that are none."""
+    """Refuses edits that the model cannot take, positions that no row will have, and ids that are none."""
     model.check_interventions(phase.interventions, len(rows))
     check_positions(phase.interventions, torch.tensor([len(row) + n_tokens for row in rows]))
     if phase.cache not in ("fresh", "carry"):

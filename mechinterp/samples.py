@@ -25,8 +25,8 @@ class Phase:
 class Watch:
     """What is recorded at the row that decides each generated token.
 
-    `directions` [vector d_model] are projected on at `site`: x . v / |v|. `kl` compares every distribution with the
-    unedited model's on the same ids, which runs beside with a cache of its own and doubles the cost.
+    `directions` [vector d_model] are projected on at `site`: x . v / |v|. `kl` compares every distribution with
+    the unedited model's on the same ids, which runs beside with a cache of its own and doubles the cost.
     """
 
     site: Site
@@ -49,7 +49,7 @@ class Telemetry:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Rows of sampled ids. `tokens` are prompt and answer, right-padded to `lengths`; `generated` the answers alone.
+    """Rows of sampled ids. `tokens` are prompt and answer, right-padded; `generated` the answers alone.
 
     `real` is False past a row's end; `phase` numbers the phase of each generated token.
     """

@@ -53,7 +53,9 @@ class Site:
         """The site of a transformer-lens hook name: `blocks.5.hook_resid_pre`, `blocks.5.attn.hook_z`."""
         match = _TRANSFORMER_LENS.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no hook name of a block; write blocks.LAYER.hook_NAME, or Site(name, layer)")
+            raise ValueError(
+                f"{text!r} is no hook name of a block; write blocks.LAYER.hook_NAME, or Site(name, layer)"
+            )
         name = _ALIASES.get(match[2], match[2])
         return Site(name, int(match[1]))  # pyright: ignore[reportArgumentType]
 

@@ -1,7 +1,7 @@
 """A batch of running sequences: its cache, the ids not yet in it, and the edits that are on.
 
-Rows of unequal length are left-padded, so that all of them decide their next token in the last slot. What the keys
-and values hold is exact at every moment: natural, or as the current edits made them.
+Rows of unequal length are left-padded, so that all of them decide their next token in the last slot. What the
+keys and values hold is exact at every moment: natural, or as the current edits made them.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,8 @@ class Stream:
         assert seen.logits is not None  # the pass asks for the last slot's
         return seen.logits[:, -1], seen
 
-    # ------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
+    # ----
 
     def _pass(
         self, tokens: Tensor, edits: tuple[Intervention, ...], watch: object | None, logits: bool = True
@@ -117,9 +118,15 @@ class Stream:
         return Rows(position, position - (self.prompt_lengths[:, None] - 1), position >= 0)
 
     def _share_prompt(self) -> None:
-        """Prefills equal prompts once, up to the token before the last, where every row is edited alike or not at all."""
+        """Prefills equal prompts once, up to the token before the last, where every row is edited alike or
+        not at all.
+        """
         edits = tuple(e for e in self.edits if not isinstance(e.where, (Generated, Newest)))
-        if self.tokens.shape[1] < 2 or self.tokens.shape[1] > self.prompt_slots or not all(map(_alike, edits)):
+        if (
+            self.tokens.shape[1] < 2
+            or self.tokens.shape[1] > self.prompt_slots
+            or not all(map(_alike, edits))
+        ):
             return
         unique, inverse = self.tokens.unique(dim=0, return_inverse=True)
         if len(unique) == len(self.tokens):
@@ -152,7 +159,9 @@ class Stream:
         self.state = self._pass(self.tokens[:, n - 1 : n], natural, None, logits=False).state
 
     def _make_natural(self) -> None:
-        """Natural keys and values of the ids in the cache: only the layers that the edits reached, where we can."""
+        """Natural keys and values of the ids in the cache: only the layers that the edits reached, where we
+        can.
+        """
         assert self.state is not None and self.edited_from is not None  # checked by `enter`
         if self.rebuild is not None and isinstance(self.model.backend, Replays):
             self.rebuild.run(self)
@@ -173,8 +182,8 @@ def _alike(edit: Intervention) -> bool:
 class Rebuild:
     """What it takes to undo edits above a layer: the natural residual that entered it, slot by slot.
 
-    Layers below `layer` never saw the edits, so their keys and values are natural already; the ones from it on are
-    run once, in parallel, over the slots from the first edited one.
+    Layers below `layer` never saw the edits, so their keys and values are natural already; the ones from it
+    on are run once, in parallel, over the slots from the first edited one.
     """
 
     site: Site

@@ -34,7 +34,8 @@ WHERE = {"generated": Generated(), "all": Everywhere(), "last": Newest()}
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One row: what is asked, what is added to the stream (its strength included; None is nothing), and its seed.
+    """One row: what is asked, what is added to the stream (its strength included; None is nothing), and its
+    seed.
 
     `name` and `seed` fix what the row draws; `arm` groups rows that are replicates of each other.
     """
@@ -49,8 +50,8 @@ class Trial:
 class Release(Result):
     """Trials in rows, generated tokens in columns; `projections` are x . v / |v| on every named vector.
 
-    At a steered token `projections` is taken after the edit and `natural` before it. `kl` is to the unedited model
-    on the same ids, in nats; 0 at tokens that see no edit.
+    At a steered token `projections` is taken after the edit and `natural` before it. `kl` is to the unedited
+    model on the same ids, in nats; 0 at tokens that see no edit.
     """
 
     model: str
@@ -110,7 +111,9 @@ class Release(Result):
             "arm": [arm for arm in self.arms for _ in range(n_tokens * k)],
             "seed": [seed for seed in self.seeds for _ in range(n_tokens * k)],
             "token": [t for _ in range(n_rows) for t in range(n_tokens) for _ in range(k)],
-            "phase": [("steered", "free")[p] for _ in range(n_rows) for p in self.phase.tolist() for _ in range(k)],
+            "phase": [
+                ("steered", "free")[p] for _ in range(n_rows) for p in self.phase.tolist() for _ in range(k)
+            ],
             "vector": list(self.names) * (n_rows * n_tokens),
             "projection": self.projections.flatten().tolist(),
             "natural": self.natural.flatten().tolist(),
@@ -133,7 +136,13 @@ def curves_figure(
     for arm in arms:
         curve = curve_interval(release.curves(arm, name))
         tokens = range(len(curve.estimate))
-        columns = {"token": tokens, "projection": curve.estimate, "low": curve.low, "high": curve.high, "arm": arm}
+        columns = {
+            "token": tokens,
+            "projection": curve.estimate,
+            "low": curve.low,
+            "high": curve.high,
+            "arm": arm,
+        }
         parts.append(pd.DataFrame(columns))
     n = min(len(release.rows(arm)) for arm in arms)
     return figures.per_token(
@@ -171,8 +180,8 @@ def release(
 ) -> Release:
     """Runs all trials in one batch and watches every token.
 
-    `suppress` says in which phases the stop ids are never sampled; "steered" lets the free text end of itself.
-    Raises ValueError before any compute where a request cannot be met.
+    `suppress` says in which phases the stop ids are never sampled; "steered" lets the free text end of
+    itself. Raises ValueError before any compute where a request cannot be met.
     """
     if steered_rows not in WHERE:
         raise ValueError(f"steered_rows is generated, all or last, not {steered_rows!r}")
@@ -180,7 +189,11 @@ def release(
         raise ValueError("a release needs at least one trial and one direction to project on")
     stops = stop_ids(model)
     phases = [
-        Phase(n_steer, _steering(trials, site, steered_rows), suppress=stops if suppress != "neither" else frozenset()),
+        Phase(
+            n_steer,
+            _steering(trials, site, steered_rows),
+            suppress=stops if suppress != "neither" else frozenset(),
+        ),
         Phase(n_free, cache=cache, suppress=stops if suppress == "both" else frozenset()),
     ]
     names = tuple(directions)
@@ -281,9 +294,7 @@ def persistence(
     )  # fmt: skip
 
 
-def normalised(
-    curves: Float[Tensor, "row token"], floor: float, ceiling: float
-) -> Float[Tensor, "row"]:
+def normalised(curves: Float[Tensor, "row token"], floor: float, ceiling: float) -> Float[Tensor, "row"]:
     """(mean projection - floor) / (ceiling - floor) of each row; NaN where ceiling and floor do not differ."""
     if not ceiling > floor:
         return torch.full((len(curves),), torch.nan)

@@ -1,7 +1,7 @@
 """How strongly to steer, in units that mean the same for every role: raw, unit, residual norms, or equal KL.
 
-A coefficient multiplies the vector as it is. Equal KL asks for the coefficient at which steered text is as far from
-the unedited model as a given number of nats, by an aggregate that sees collapse (methods.md 11).
+A coefficient multiplies the vector as it is. Equal KL asks for the coefficient at which steered text is as
+far from the unedited model as a given number of nats, by an aggregate that sees collapse (methods.md 11).
 """
 
 import math
@@ -63,7 +63,8 @@ Strength = Raw | Unit | ResidualNorms | EqualKL
 class Calibration(Result):
     """A coefficient and how it was found: each coefficient tried, and the aggregate of KL it gave, in nats.
 
-    `converged` is False where the bracket was never closed; the coefficient is then the nearest that was tried.
+    `converged` is False where the bracket was never closed; the coefficient is then the nearest that was
+    tried.
     """
 
     coefficient: float
@@ -91,11 +92,20 @@ class Calibration(Result):
             title=f"Calibration to {self.how} KL = {self.asked:g} nats",
             x_title="coefficient of the vector",
             y_title=f"{self.how} of per-position KL (nats)",
-            subtitle=figures.caption(self.model, n=self.n_rows, unit="row", seeds=[], band="none", more=[f"{self.n_tokens} tokens a row"]),
+            subtitle=figures.caption(
+                self.model,
+                n=self.n_rows,
+                unit="row",
+                seeds=[],
+                band="none",
+                more=[f"{self.n_tokens} tokens a row"],
+            ),
         )
 
 
-def coefficient(strength: Raw | Unit | ResidualNorms, vector: Float[Tensor, "d_model"], residual_norm: float) -> float:
+def coefficient(
+    strength: Raw | Unit | ResidualNorms, vector: Float[Tensor, "d_model"], residual_norm: float
+) -> float:
     """What the vector is multiplied by; `residual_norm` is the mean norm of the stream at its site."""
     norm = float(vector.float().norm())
     if norm == 0 or not math.isfinite(norm):
@@ -125,16 +135,20 @@ def calibrate(
     tolerance: float = 0.1,
     max_tries: int = 12,
 ) -> Calibration:
-    """The coefficient at which rollouts steered by it reach the asked KL to the unedited model on the same ids.
+    """The coefficient at which rollouts steered by it reach the asked KL to the unedited model on the same
+    ids.
 
-    Brackets from `start` by factors of 2, then solves by the Illinois rule in log coefficient and log KL. Rollouts
-    use the same seeds at every try; `tolerance` is relative. The aggregate is over all rows' tokens together.
+    Brackets from `start` by factors of 2, then solves by the Illinois rule in log coefficient and log KL.
+    Rollouts use the same seeds at every try; `tolerance` is relative. The aggregate is over all rows' tokens
+    together.
     """
     if not target.nats > 0 or not start > 0:
         raise ValueError(f"an equal-KL strength needs nats > 0 and start > 0, not {target.nats} and {start}")
 
     def kl_at(c: float) -> float:
-        trials = [Trial(str(i), prompt, c * vector, seed) for i, prompt in enumerate(prompts) for seed in seeds]
+        trials = [
+            Trial(str(i), prompt, c * vector, seed) for i, prompt in enumerate(prompts) for seed in seeds
+        ]
         try:
             run = release(
                 model, trials, {"vector": vector}, site=site, n_steer=n_tokens, n_free=0, steered_rows=steered_rows,
@@ -201,5 +215,3 @@ def solve(
             at_low = at_low / 2 if side == 1 else at_low
             side = 1
     return tried, found, min(abs(math.log(max(f, 1e-17) / target)) for f in found) <= close
-
-

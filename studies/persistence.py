@@ -1,8 +1,9 @@
-"""Persistence of a steered persona: steer n tokens, let go, and see how long the persona stays (methods.md 10).
+"""Persistence of a steered persona: steer n tokens, let go, and see how long the persona stays (methods.md
+10).
 
-For each role, layer, strength and cache policy: runs steered by the role's vector, by a random direction of equal
-norm, and by another role's vector; beside them an unsteered floor and a ceiling that is told the role. All arms draw
-with the same seeds, so runs are paired.
+For each role, layer, strength and cache policy: runs steered by the role's vector, by a random direction of
+equal norm, and by another role's vector; beside them an unsteered floor and a ceiling that is told the role.
+All arms draw with the same seeds, so runs are paired.
 """
 
 from collections.abc import Mapping
@@ -149,12 +150,16 @@ class Runs(Result):
 
 
 def extract(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Directions:
-    """Role minus control at the last prompt token, over the contrast questions; or a file of vectors, checked."""
+    """Role minus control at the last prompt token, over the contrast questions; or a file of vectors,
+    checked.
+    """
     layers = list(range(model.dims.n_layers)) if config.vectors is None else list(config.layers)
     personas = people(config)
     named = {key: personas[key] for key in ("control", *config.roles)}
     prompts = {key: contrast_prompts(config, model, persona) for key, persona in named.items()}
-    found = role_vectors(model, prompts, control="control", layers=layers, position=LastToken(), seed=config.seed)
+    found = role_vectors(
+        model, prompts, control="control", layers=layers, position=LastToken(), seed=config.seed
+    )
     norms = {layer: float(found.residual_norm[found.layers.index(layer)]) for layer in config.layers}
     if config.vectors is None:
         return Directions(found.vectors(), norms, found)
@@ -167,7 +172,10 @@ def extract(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Conf
 
 def reference(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Runs:
     """The unsteered floor, and for each role the ceiling that is told the role."""
-    personas, question = people(config), asked(config, config.question_group, config.n_questions)[cell.args["question"]]
+    personas, question = (
+        people(config),
+        asked(config, config.question_group, config.n_questions)[cell.args["question"]],
+    )
     arms = {"floor": prompt_of(config, model, personas["control"], question)}
     arms |= {f"ceiling:{role}": prompt_of(config, model, personas[role], question) for role in config.roles}
     trials = [Trial(arm, prompt, None, seed) for arm, prompt in arms.items() for seed in seeds(config)]
@@ -199,7 +207,10 @@ def steer(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -
     scale = _coefficient(config, inputs, vector, residual, value)
     norm = float(vector.norm()) * abs(scale)
     prompt = prompt_of(
-        config, model, people(config)["control"], asked(config, config.question_group, config.n_questions)[cell.args["question"]]
+        config,
+        model,
+        people(config)["control"],
+        asked(config, config.question_group, config.n_questions)[cell.args["question"]],
     )
     trials = [Trial("steered", prompt, scale * vector, seed) for seed in seeds(config)]
     for seed in seeds(config):
@@ -208,11 +219,15 @@ def steer(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -
     other = other_role(config, role)
     if other is not None:
         theirs = directions[other, layer].float()
-        trials += [Trial(f"other:{other}", prompt, theirs * (norm / theirs.norm()), seed) for seed in seeds(config)]
+        trials += [
+            Trial(f"other:{other}", prompt, theirs * (norm / theirs.norm()), seed) for seed in seeds(config)
+        ]
     return _run(cell, model, inputs, config, trials, cell.args["cache"], scale, norm / residual)
 
 
-def _coefficient(config: Config, inputs: Mapping[str, Any], vector: torch.Tensor, residual: float, value: float) -> float:
+def _coefficient(
+    config: Config, inputs: Mapping[str, Any], vector: torch.Tensor, residual: float, value: float
+) -> float:
     found = [result for result in inputs.values() if isinstance(result, Calibration)]
     if found:
         return found[0].coefficient
@@ -238,7 +253,10 @@ def _run(
         suppress=config.suppress, kl=config.kl and steered, batch_size=config.batch_size,
     )  # fmt: skip
     texts = [
-        tuple(model.decode(row[real & (found.phase == phase)]) for row, real in zip(found.generated, found.real, strict=True))
+        tuple(
+            model.decode(row[real & (found.phase == phase)])
+            for row, real in zip(found.generated, found.real, strict=True)
+        )
         for phase in (0, 1)
     ]
     return Runs(found, texts[0], texts[1], scale, in_norms)
@@ -256,10 +274,14 @@ def other_role(config: Config, role: str) -> str | None:
 
 
 def contrast_prompts(config: Config, model: Model, persona: Persona) -> list[Prompt]:
-    """What a role's vector is read on: its instruction alone as a user message, or as system prompt of questions."""
+    """What a role's vector is read on: its instruction alone as a user message, or as system prompt of
+    questions.
+    """
     if config.role_as == "user_message":
         return [model.chat(persona.system_prompt, chat=config.chat)]
-    return [prompt_of(config, model, persona, q) for q in asked(config, config.contrast_group, config.n_contrast)]
+    return [
+        prompt_of(config, model, persona, q) for q in asked(config, config.contrast_group, config.n_contrast)
+    ]
 
 
 def prompt_of(config: Config, model: Model, persona: Persona, question: str) -> Prompt:
@@ -293,5 +315,3 @@ def combine(config: Config, results: Mapping[str, Result]) -> Persistence:
     names = {key: persona.readable_name for key, persona in people(config).items()}
     vectors: Any = results["vectors"]
     return conclude(conditions, dict(results), names, vectors.roles, n_steer=config.n_steer, seed=config.seed)
-
-

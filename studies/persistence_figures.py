@@ -22,7 +22,12 @@ def curves(result: Persistence, outcome: Outcome) -> "go.Figure":
     for arm, shown in ARMS.items():
         if arm in outcome.curves:
             curve = curve_interval(outcome.curves[arm])
-            table = {"token": range(len(curve.estimate)), "projection": curve.estimate, "low": curve.low, "high": curve.high}
+            table = {
+                "token": range(len(curve.estimate)),
+                "projection": curve.estimate,
+                "low": curve.low,
+                "high": curve.high,
+            }
             parts.append(pd.DataFrame({**table, "arm": shown}))
     bands = []
     for arm, shown in (("floor", "floor (unsteered)"), ("ceiling", "ceiling (told the role)")):
@@ -99,16 +104,27 @@ def all_figures(result: Persistence) -> "dict[str, tuple[go.Figure, str]]":
     found: dict[str, tuple[go.Figure, str]] = {}
     for outcome in result.outcomes:
         c = outcome.condition
-        found[_file(f"curves-{c.role}-l{c.layer}-{c.strength:g}-{c.cache}-q{c.question}")] = (curves(result, outcome), _said(result, outcome))
-    settings = dict.fromkeys((o.condition.layer, o.condition.strength, o.condition.cache) for o in result.outcomes)
+        found[_file(f"curves-{c.role}-l{c.layer}-{c.strength:g}-{c.cache}-q{c.question}")] = (
+            curves(result, outcome),
+            _said(result, outcome),
+        )
+    settings = dict.fromkeys(
+        (o.condition.layer, o.condition.strength, o.condition.cache) for o in result.outcomes
+    )
     if len(result.roles) > 1:
         for layer, strength, cache in settings:
             figure = attractors(result, layer, strength, cache)
-            found[_file(f"attractors-l{layer}-{strength:g}-{cache}")] = (figure, "1 is what being told the role does, 0 is unsteered.")
+            found[_file(f"attractors-l{layer}-{strength:g}-{cache}")] = (
+                figure,
+                "1 is what being told the role does, 0 is unsteered.",
+            )
     if len({o.condition.strength for o in result.outcomes}) > 1 and any(o.coherence for o in result.outcomes):
         found["doses"] = (doses(result), "Stronger steering persists only if the text stays the model's own.")
     if result.vectors is not None:
-        found["vector-norms"] = (result.vectors.figure(), "How large each role's vector is beside the stream it is added to.")
+        found["vector-norms"] = (
+            result.vectors.figure(),
+            "How large each role's vector is beside the stream it is added to.",
+        )
         found["vector-split-half"] = (
             result.vectors.figure("split_half"),
             "Cosine between vectors from two halves of the questions: 1 is a vector that does not depend on them.",
@@ -123,6 +139,10 @@ def _file(name: str) -> str:
 
 def _said(result: Persistence, outcome: Outcome) -> str:
     half = outcome.half_life
-    life = f"Half-life {half.estimate:.3g} tokens [{half.low:.3g}, {half.high:.3g}]." if half.identified else f"No half-life: {half.reason}."
+    life = (
+        f"Half-life {half.estimate:.3g} tokens [{half.low:.3g}, {half.high:.3g}]."
+        if half.identified
+        else f"No half-life: {half.reason}."
+    )
     found = outcome.interval("steered")
     return f"Normalised persistence {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] over {found.n} runs. {life}"

@@ -21,7 +21,12 @@ ASKED = (
 def page(config: Any, result: Persistence, run: Run) -> Page:
     """Asked, answered, shown, and what must be said against it."""
     cells = run.status(()).seconds
-    tokens = sum(int(c.isfinite().sum()) for o in result.outcomes for arm, c in o.curves.items() if arm not in ("floor", "ceiling"))
+    tokens = sum(
+        int(c.isfinite().sum())
+        for o in result.outcomes
+        for arm, c in o.curves.items()
+        if arm not in ("floor", "ceiling")
+    )
     return Page(
         title="Persistence of a steered persona",
         asked=ASKED,
@@ -45,8 +50,16 @@ def answer(result: Persistence) -> str:
     above = [o for o, _, floor, _ in kept if floor.p < 0.05 and floor.estimate > 0]
     beyond = [o for o, _, _, random in kept if random.p < 0.05 and random.estimate > 0]
     defined = [found.estimate for _, found, _, _ in kept if found.estimate == found.estimate]
-    share = f"{min(defined):.2f} to {max(defined):.2f}" if len(defined) > 1 else "".join(f"{d:.2f}" for d in defined)
-    start = f"After the release the steered text keeps {share} of the way from floor to ceiling. " if defined else ""
+    share = (
+        f"{min(defined):.2f} to {max(defined):.2f}"
+        if len(defined) > 1
+        else "".join(f"{d:.2f}" for d in defined)
+    )
+    start = (
+        f"After the release the steered text keeps {share} of the way from floor to ceiling. "
+        if defined
+        else ""
+    )
     return (
         f"{start}It stays above the unsteered floor in {len(above)} of {len(kept)} conditions, and above a random"
         f" direction of equal norm in {len(beyond)} of {len(kept)} (paired sign flips over {len(result.seeds)} runs each,"
@@ -87,7 +100,9 @@ def _where(result: Persistence, outcome: Outcome) -> str:
         "cache": lambda o: f"{o.condition.cache} cache",
         "question": lambda o: f"question {o.condition.question}",
     }
-    varying = [say for name, say in said.items() if len({getattr(o.condition, name) for o in result.outcomes}) > 1]
+    varying = [
+        say for name, say in said.items() if len({getattr(o.condition, name) for o in result.outcomes}) > 1
+    ]
     return ", ".join([result.names[outcome.condition.role], *(say(outcome) for say in varying)])
 
 
@@ -98,9 +113,17 @@ def caveats(config: Any, result: Persistence) -> list[str]:
     if n < 20:
         found.append(f"Small n: {n} runs an arm; the smallest p that sign flips can give is {2 / 2**n:.2g}.")
     if config.n_questions == 1:
-        found.append("One question: runs differ by their draws alone, so nothing is said about other questions.")
-    found.append(f"{len(result.outcomes)} conditions with two tests each; the p values are not corrected for their number.")
-    broken = [o for o in result.outcomes if o.coherence and float(o.coherence["steered"]["p95"].nanmean()) > COHERENT]
+        found.append(
+            "One question: runs differ by their draws alone, so nothing is said about other questions."
+        )
+    found.append(
+        f"{len(result.outcomes)} conditions with two tests each; the p values are not corrected for their number."
+    )
+    broken = [
+        o
+        for o in result.outcomes
+        if o.coherence and float(o.coherence["steered"]["p95"].nanmean()) > COHERENT
+    ]
     if broken:
         found.append(
             f"In {len(broken)} of {len(result.outcomes)} conditions the steered text lies beyond the coherence frontier"
@@ -108,12 +131,18 @@ def caveats(config: Any, result: Persistence) -> list[str]:
         )
     undefined = [result.names[o.condition.role] for o in result.outcomes if not o.ceiling > o.floor]
     if undefined:
-        found.append(f"Normalised persistence is undefined for {', '.join(undefined)}: ceiling and floor do not differ.")
+        found.append(
+            f"Normalised persistence is undefined for {', '.join(undefined)}: ceiling and floor do not differ."
+        )
     stopped = sum(o.n_stopped["steered"] for o in result.outcomes)
     capped = len(result.outcomes) * n - stopped
-    found.append(f"{capped} of {capped + stopped} steered runs hit the cap of {config.n_free} free tokens; {stopped} ended of themselves.")
+    found.append(
+        f"{capped} of {capped + stopped} steered runs hit the cap of {config.n_free} free tokens; {stopped} ended of themselves."
+    )
     if config.suppress != "neither":
-        found.append(f"The end-of-turn ids were suppressed ({config.suppress}): a text forced past its end is another text.")
+        found.append(
+            f"The end-of-turn ids were suppressed ({config.suppress}): a text forced past its end is another text."
+        )
     found.append("Bands in the curves are pointwise; that a curve leaves a band somewhere is no test.")
     return found
 
@@ -121,7 +150,10 @@ def caveats(config: Any, result: Persistence) -> list[str]:
 def confidence(result: Persistence) -> Any:
     n, questions = len(result.seeds), len({o.condition.question for o in result.outcomes})
     if n < 20 or questions < 3:
-        return ("low", f"{n} runs an arm on {questions} question{'s' * (questions > 1)}, one model, one set of seeds")
+        return (
+            "low",
+            f"{n} runs an arm on {questions} question{'s' * (questions > 1)}, one model, one set of seeds",
+        )
     return ("moderate", f"{n} runs an arm on {questions} questions, one model")
 
 
@@ -153,7 +185,14 @@ def _shown(result: Persistence, sample: dict[str, Any]) -> Sample:
     value = sample["persistence"]
     return Sample(
         title=f"{result.names[sample['role']]} · {sample['arm']}",
-        tags={"condition": sample["condition"], "seed": sample["seed"], **({} if value is None else {"persistence": f"{value:.2f}"})},
-        segments=(("steered" if sample["arm"] == "steered" else "unsteered", sample["steered_text"]), ("free", sample["free_text"])),
+        tags={
+            "condition": sample["condition"],
+            "seed": sample["seed"],
+            **({} if value is None else {"persistence": f"{value:.2f}"}),
+        },
+        segments=(
+            ("steered" if sample["arm"] == "steered" else "unsteered", sample["steered_text"]),
+            ("free", sample["free_text"]),
+        ),
         reason=sample["reason"],
     )

@@ -1,6 +1,7 @@
 """What the persistence study concludes: each condition's runs beside their floor and ceiling.
 
-The unit of replication is the run (a seed); runs of all arms share their draws, so differences are paired by seed.
+The unit of replication is the run (a seed); runs of all arms share their draws, so differences are paired by
+seed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ N_WINDOWS = 4
 
 @dataclass(frozen=True)
 class Condition:
-    """One role steered one way: which, where, how strongly, what happened to the cache, and which cells hold it."""
+    """One role steered one way: which, where, how strongly, what happened to the cache, and which cells hold
+    it.
+    """
 
     role: str
     layer: int
@@ -50,7 +53,8 @@ class Outcome:
     """A condition's runs: projections on the role's own vector by arm, and what follows from them.
 
     Arms are steered, random, other, floor and ceiling; curves hold NaN past a run's end. `persistence` is
-    (free mean - floor) / (ceiling - floor) of each run; `drift` the same for steered runs on every role's vector.
+    (free mean - floor) / (ceiling - floor) of each run; `drift` the same for steered runs on every role's
+    vector.
     """
 
     condition: Condition
@@ -141,7 +145,9 @@ class Persistence(Result):
         lines = [answer(self)]
         for outcome in self.outcomes:
             found = outcome.interval("steered")
-            lines.append(f"  {outcome.condition}: persistence {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}")
+            lines.append(
+                f"  {outcome.condition}: persistence {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}"
+            )
         return "\n".join(lines)
 
     def figure(self) -> go.Figure:
@@ -180,7 +186,10 @@ def conclude(
 
 def _outcome(condition: Condition, runs: Any, reference: Any, n_steer: int, seed: int) -> Outcome:
     role = condition.role
-    sources: dict[str, tuple[Release, str]] = {"steered": (runs.release, "steered"), "random": (runs.release, "random")}
+    sources: dict[str, tuple[Release, str]] = {
+        "steered": (runs.release, "steered"),
+        "random": (runs.release, "random"),
+    }
     if condition.other is not None:
         sources["other"] = (runs.release, f"other:{condition.other}")
     sources["floor"] = (reference.release, "floor")
@@ -221,7 +230,9 @@ def _coherence(release: Release, arm: str) -> dict[str, Float[Tensor, "run"]]:
 
 
 def _drift(release: Release, reference: Release, n_steer: int) -> Float[Tensor, "role"]:
-    """The steered runs' free mean on every role's vector, in that role's ceiling - floor; NaN where that is not positive."""
+    """The steered runs' free mean on every role's vector, in that role's ceiling - floor; NaN where that is
+    not positive.
+    """
     found = []
     for role in release.names:
         means = [
@@ -234,27 +245,40 @@ def _drift(release: Release, reference: Release, n_steer: int) -> Float[Tensor, 
 
 
 def _samples(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The steered runs that persist most, least and typically, over all conditions, then a floor and a ceiling."""
+    """The steered runs that persist most, least and typically, over all conditions, then a floor and a
+    ceiling.
+    """
     ranked = _ranked(outcomes)
     chosen = {}
     if ranked:
-        chosen = {"highest persistence": ranked[-1], "median persistence": ranked[len(ranked) // 2], "lowest persistence": ranked[0]}
+        chosen = {
+            "highest persistence": ranked[-1],
+            "median persistence": ranked[len(ranked) // 2],
+            "lowest persistence": ranked[0],
+        }
     found = [
-        _sample(reason, o, results[o.condition.cell], "steered", i, value) for reason, (value, o, i) in chosen.items()
+        _sample(reason, o, results[o.condition.cell], "steered", i, value)
+        for reason, (value, o, i) in chosen.items()
     ]
     first = outcomes[0]
     runs = results[first.condition.reference]
     found.append(_sample("unsteered floor, first run", first, runs, "floor", 0, None))
-    found.append(_sample("ceiling, told the role, first run", first, runs, f"ceiling:{first.condition.role}", 0, None))
+    found.append(
+        _sample("ceiling, told the role, first run", first, runs, f"ceiling:{first.condition.role}", 0, None)
+    )
     return tuple(found)
 
 
 def _ranked(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome, int]]:
-    pairs = [(float(v), o, i) for o in outcomes for i, v in enumerate(o.persistence["steered"]) if not v.isnan()]
+    pairs = [
+        (float(v), o, i) for o in outcomes for i, v in enumerate(o.persistence["steered"]) if not v.isnan()
+    ]
     return sorted(pairs, key=lambda pair: pair[0])
 
 
-def _sample(reason: str, outcome: Outcome, runs: Any, arm: str, index: int, value: float | None) -> dict[str, Any]:
+def _sample(
+    reason: str, outcome: Outcome, runs: Any, arm: str, index: int, value: float | None
+) -> dict[str, Any]:
     row = runs.release.rows(arm)[index]
     return {
         "reason": reason,

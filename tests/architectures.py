@@ -1,4 +1,6 @@
-"""Tiny random-weight models, one for each architecture family, built from configs: no download, well under a second."""
+"""Tiny random-weight models, one for each architecture family, built from configs: no download, well under a
+second.
+"""
 
 from functools import cache
 from typing import Any
@@ -27,7 +29,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 24, "sliding_window": 8, "query_pre_attn_scalar": 24},
     "gemma3_text": {"head_dim": 24, "sliding_window": 8, "query_pre_attn_scalar": 24},
     "granite": {
-        "residual_multiplier": 0.3, "logits_scaling": 4.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.2,
+        "residual_multiplier": 0.3,
+        "logits_scaling": 4.0,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
     },  # fmt: skip
 }
 
@@ -35,16 +40,37 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def config(family: str) -> Any:
     from transformers import AutoConfig
 
-    sizes = {k: v for k, v in SIZES.items() if not (family in ("gpt_neox", "gpt2", "bloom") and k == "num_key_value_heads")}
+    sizes = {
+        k: v
+        for k, v in SIZES.items()
+        if not (family in ("gpt_neox", "gpt2", "bloom") and k == "num_key_value_heads")
+    }
     if family == "gpt2":
-        sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 160, "vocab_size": 211, "bos_token_id": 0, "eos_token_id": 1}
+        sizes = {
+            "n_embd": 64,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 160,
+            "vocab_size": 211,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
     if family == "bloom":
-        sizes = {"hidden_size": 64, "n_layer": 3, "n_head": 4, "vocab_size": 211, "bos_token_id": 0, "eos_token_id": 1}
+        sizes = {
+            "hidden_size": 64,
+            "n_layer": 3,
+            "n_head": 4,
+            "vocab_size": 211,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
     return AutoConfig.for_model(family, **sizes, **SPECIAL.get(family, {}))
 
 
 def tiny(family: str, seed: int = 0) -> nn.Module:
-    """A model whose every parameter is random, norms and biases too, so that no part of a block is an identity."""
+    """A model whose every parameter is random, norms and biases too, so that no part of a block is an
+    identity.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """Fixtures: tiny models for architectures, the embedded chat model for every claim about a model.
 
-Threads are pinned to one a worker and the hub is off before anything is imported: spinning OpenMP threads of two
-workers cost five times the suite's time, and no test may reach the network.
+Threads are pinned to one a worker and the hub is off before anything is imported: spinning OpenMP threads of
+two workers cost five times the suite's time, and no test may reach the network.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Attention rows under the model's own kernel are the eager ones, cost the model nothing, and leave no trace."""
+"""Attention rows under the model's own kernel are the eager ones, change no logit, and leave no trace."""
 
 import threading
 

@@ -37,7 +37,7 @@ D = 12
 
 
 def rows(n_batch: int = 2, n: int = 5, pad: tuple[int, ...] = (0, 0), prompt: int = 3) -> Rows:
-    """Slots 0..n-1, `pad` of them padding on the left of each row; prompts of `prompt` tokens of their own."""
+    """Slots 0..n-1, `pad` of them padding on the left of each row; prompts of `prompt` tokens."""
     position = torch.arange(n)[None] - torch.tensor(pad)[:, None]
     return Rows(position.expand(n_batch, -1), position - (prompt - 1), position >= 0)
 

@@ -1,4 +1,4 @@
-"""The door of a model: what it gives, what it refuses before any compute, and how it leaves the user's object."""
+"""The door of a model: what it gives, what it refuses before compute, how it leaves the user's object."""
 
 import threading
 from dataclasses import replace
@@ -265,9 +265,9 @@ V = torch.ones(64)
 @pytest.mark.parametrize(
     "arguments,kind,says",
     [
-        ({"capture": [Site("resid_post", 3)]}, IndexError, r"tiny has layers 0\.\.2; there is no resid_post of layer 3"),
+        ({"capture": [Site("resid_post", 3)]}, IndexError, r"tiny has layers 0\.\.2; there is no resid_post"),
         ({"capture": [Site("resid_post", -1)]}, IndexError, r"0\.\.2; there is no resid_post of layer -1"),
-        ({"interventions": [Add(Site("resid_post", 30), V)]}, IndexError, r"0\.\.2; there is no resid_post of layer 30"),
+        ({"interventions": [Add(Site("resid_post", 30), V)]}, IndexError, "no resid_post of layer 30"),
         ({"capture": ["resid_post"]}, TypeError, r"write Site\(name, layer\)"),
         ({"interventions": [Add(READ_OUT, torch.ones(32))]}, ValueError, r"\(32,\).*\(64,\)"),
         ({"interventions": [Add(READ_OUT, torch.ones(3, 64))]}, ValueError, "index it with a layer"),
@@ -277,12 +277,12 @@ V = torch.ones(64)
         ({"interventions": [Add(Site("resid_mid", 1), V)]}, ValueError, "add at attn_out"),
         ({"interventions": [Add(Site("pattern", 1), V)]}, ValueError, "can be read, not written"),
         ({"interventions": ["add"]}, TypeError, "is no intervention"),
-        ({"interventions": [Add(READ_OUT, V, where=At((9,)))]}, IndexError, r"position 9; the tokens of row 0 are at 0\.\.8"),
+        ({"interventions": [Add(READ_OUT, V, where=At((9,)))]}, IndexError, r"9; the tokens of row 0 are at 0\.\.8"),
         ({"interventions": [Add(READ_OUT, V, where=At((-1,)))]}, IndexError, "position -1"),
         ({"interventions": [Add(READ_OUT, V, where=At((1.0,)))]}, TypeError, "must be an integer, not 1.0"),
         ({"interventions": [Add(READ_OUT, V, where=From(-2))]}, IndexError, "position -2"),
-        ({"interventions": [Add(READ_OUT, V, where=At((6,)))], "lengths": [9, 6]}, IndexError, r"row 1 are at 0\.\.5"),
-        ({"positions": [9]}, IndexError, r"positions \[9\] are not all in row 0, whose tokens here are at 0\.\.8"),
+        ({"interventions": [Add(READ_OUT, V, where=At((6,)))], "lengths": [9, 6]}, IndexError, "row 1 are at"),
+        ({"positions": [9]}, IndexError, r"\[9\] are not all in row 0, whose tokens here are at 0\.\.8"),
         ({"positions": [-2]}, IndexError, "-2"),
         ({"positions": [6], "lengths": [9, 6]}, IndexError, r"row 1, whose tokens here are at 0\.\.5"),
         ({"logits_at": [9]}, IndexError, r"logits_at \[9\]"),
@@ -312,7 +312,7 @@ V = torch.ones(64)
         ({"tokens": [[1, 2]]}, TypeError, "not list"),
         ({"tokens": torch.tensor([[1, 211]])}, ValueError, r"ids 0\.\.210; the tokens hold 211"),
         ({"tokens": torch.tensor([[1, -100]])}, ValueError, "the tokens hold -100"),
-        ({"tokens": torch.ones(1, 161, dtype=torch.long)}, ValueError, "context of 160 positions; 161 were given"),
+        ({"tokens": torch.ones(1, 161, dtype=torch.long)}, ValueError, "160 positions; 161 were given"),
     ],
 )  # fmt: skip
 def test_fault_001_to_018_027_047_048_requests_are_refused_before_compute(model, arguments, kind, says):
@@ -484,7 +484,7 @@ def test_fault_061_tied_embeddings_stay_tied_and_unembedding_copies():
 
 
 def test_fault_021_two_threads_take_turns_on_one_model():
-    """The first thread is held in the middle of an edited pass; the second, through a model of its own, waits for it."""
+    """The first thread is held in the middle of an edited pass; the second, by another `Model`, waits."""
     hf_model = tiny("llama")
     one, two = wrap(hf_model, None), wrap(hf_model, None)
     natural = two.forward(ids()).logits

@@ -1,4 +1,4 @@
-"""Sampling: phases against their definition without any cache, rows that do not depend on neighbours, exact top-p."""
+"""Sampling: phases held to their definition without a cache, rows free of their neighbours, exact top-p."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def same(a: Samples, b: Samples) -> bool:
 
 
 def placed(edit, prompt_length: int, first: int, end: int, newest: int) -> list:
-    """The edit as one edit a position, for the rows that a phase computed: first..end-1. `newest` decides now."""
+    """The edit as one edit a position, for the rows that a phase computed, first..end-1; `newest` decides."""
     position = torch.arange(end)[None]
     rows = Rows(position, position - (prompt_length - 1), torch.ones_like(position, dtype=torch.bool))
     weight = edit.weight(rows)[0]
@@ -80,8 +80,8 @@ def by_definition(
 ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     """Greedy ids, the residual and the logits that decide each: a whole pass without a cache for every token.
 
-    A phase's edits act on the rows that it computes: from the row that decides its first token on (the first phase
-    computes the prompt too). Entering one afresh makes all rows before natural; carrying keeps what acted on them.
+    A phase's edits act on the rows that it computes: from the row that decides its first token on (the first
+    phase computes the prompt too). Entering one afresh makes all rows before natural; carrying keeps what acted.
     """
     ids, past, states, logits = prompt.tolist(), [], [], []
     for phase in phases:
@@ -172,7 +172,7 @@ def variants(model) -> dict[str, list[Phase]]:
 @pytest.mark.parametrize("case", list(variants(wrap(shared("llama"), None, verify=False))))
 def test_other_orders_of_phases_are_what_they_are_without_a_cache(model, case):
     held_to_definition(model, prompts(6, 4), variants(model)[case])
-    held_to_definition(model, prompts(6, 6, 4), variants(model)[case])  # equal prompts may share their prefill
+    held_to_definition(model, prompts(6, 6, 4), variants(model)[case])  # equal ones share a prefill
 
 
 @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ GOOD = [Phase(2)]
         ({"watch": Watch(LAST, torch.zeros(1, 64))}, ValueError, "norm zero"),
         ({"watch": Watch(LAST, torch.ones(64))}, ValueError, r"needs \[vector 64\]"),
         ({"watch": Watch(Site("resid_post", 3), torch.ones(1, 64))}, IndexError, "layers 0..2"),
-        ({"watch": Watch(LAST, torch.ones(1, 64), capture=(Site("pattern", 0),))}, ValueError, "pattern grows"),
+        ({"watch": Watch(LAST, torch.ones(1, 64), capture=(Site("pattern", 0),))}, ValueError, "grows"),
         ({"watch": Watch(LAST, torch.ones(1, 64), capture=(Site("z", 9),))}, IndexError, "layers 0..2"),
         ({"phases": [Phase(2, (Add(Site("resid_post", 3), torch.ones(64)),))]}, IndexError, "layers 0..2"),
         ({"phases": [Phase(2, (Add(LAST, torch.ones(64), where=At((7,))),))]}, IndexError, "position 7"),

@@ -1,4 +1,4 @@
-"""Right rows pass and wrong rows are refused: every field that places a site, moved to its most plausible wrong place."""
+"""Right rows pass; every field that places a site, moved to its most plausible wrong place, is refused."""
 
 from dataclasses import replace
 
@@ -13,7 +13,8 @@ from mechinterp.sites import Site
 from tests.architectures import FAMILIES, config, shared, tiny
 
 NORMS = {
-    "llama": "post_attention_layernorm", "mistral": "post_attention_layernorm", "qwen2": "post_attention_layernorm",
+    "llama": "post_attention_layernorm", "mistral": "post_attention_layernorm",
+    "qwen2": "post_attention_layernorm",
     "qwen3": "input_layernorm", "phi3": "post_attention_layernorm", "granite": "post_attention_layernorm",
     "gemma2": "pre_feedforward_layernorm", "gemma3_text": "pre_feedforward_layernorm", "gpt2": "ln_2",
     "gpt_neox": "post_attention_layernorm", "bloom": "post_attention_layernorm",
@@ -29,7 +30,7 @@ FIRST_NORM = {
 
 
 def moves(family: str) -> dict[str, Anatomy]:
-    """The wrong rows of a family by what was moved; a move that means the same activation is not among them."""
+    """The wrong rows of a family by what was moved; a move to the same activation is not among them."""
     row = ROWS[family]
     found = {
         "attn_out and mlp_out swapped": replace(row, attn_out=row.mlp_out, mlp_out=row.attn_out),

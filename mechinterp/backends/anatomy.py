@@ -1,7 +1,8 @@
 """Where the sites of each architecture family are, one table row a family.
 
-A row is found by the config's `model_type`, never by a model's name, and `verify` proves it at load. To support
-another family, write its row (paths are relative to a decoder layer) and pass it to `load(..., anatomy=ROW)`.
+A row is found by the config's `model_type`, never by a model's name, and `verify` proves it at load. To
+support another family, write its row (paths are relative to a decoder layer) and pass it to `load(...,
+anatomy=ROW)`.
 """
 
 from dataclasses import dataclass, replace
@@ -20,10 +21,10 @@ Fused = Literal["heads_in_thirds", "thirds_of_heads"]
 class Anatomy:
     """The paths of one family. `attn_out` and `mlp_out` name the module whose output is added to the stream.
 
-    `qkv` is the three projections, or one fused projection with its layout: `thirds_of_heads` is all q, then all
-    k, then all v; `heads_in_thirds` is q, k, v of head 0, then of head 1, ... `residual_scale` names the config
-    entry by which both outputs are multiplied before they are added; `parallel` the one that, when true, makes
-    attention and MLP read the same stream.
+    `qkv` is the three projections, or one fused projection with its layout: `thirds_of_heads` is all q, then
+    all k, then all v; `heads_in_thirds` is q, k, v of head 0, then of head 1, ... `residual_scale` names the
+    config entry by which both outputs are multiplied before they are added; `parallel` the one that, when
+    true, makes attention and MLP read the same stream.
     """
 
     layers: str = "model.layers"
@@ -81,7 +82,10 @@ BLOOM = Anatomy(  # attention and MLP add the stream inside themselves: the adde
     final_norm="transformer.ln_f",
 )
 GEMMA3_VISION = replace(
-    GEMMA2, layers="model.language_model.layers", final_norm="model.language_model.norm", text_config="text_config"
+    GEMMA2,
+    layers="model.language_model.layers",
+    final_norm="model.language_model.norm",
+    text_config="text_config",
 )
 
 FAMILIES: dict[str, Anatomy] = {
@@ -104,7 +108,9 @@ FAMILIES: dict[str, Anatomy] = {
 def anatomy_of(config: Any) -> Anatomy:
     """The row of a config's family. Raises ValueError for an unknown one, naming the nearest that is known."""
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{config.model_type} is an encoder-decoder; only decoder-only causal models are supported")
+        raise ValueError(
+            f"{config.model_type} is an encoder-decoder; only decoder-only causal models are supported"
+        )
     row = FAMILIES.get(config.model_type)
     if row is None:
         close = get_close_matches(config.model_type, FAMILIES, n=1, cutoff=0.4)
@@ -122,7 +128,20 @@ def is_parallel(anatomy: Anatomy, config: Any) -> bool:
 
 def readable(anatomy: Anatomy, config: Any) -> tuple[str, ...]:
     """The sites that the family has: parallel blocks have no resid_mid, models without rotation no q_rot."""
-    names = ["resid_pre", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    names = [
+        "resid_pre",
+        "q",
+        "k",
+        "v",
+        "q_rot",
+        "k_rot",
+        "pattern",
+        "z",
+        "attn_out",
+        "resid_mid",
+        "mlp_out",
+        "resid_post",
+    ]
     if is_parallel(anatomy, config):
         names.remove("resid_mid")
     if not anatomy.rotary:
@@ -135,7 +154,9 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     try:
         return attrgetter(path)(root)
     except AttributeError as error:
-        raise ValueError(f"{type(root).__name__} has no module {path!r}; the anatomy row names the wrong path") from error
+        raise ValueError(
+            f"{type(root).__name__} has no module {path!r}; the anatomy row names the wrong path"
+        ) from error
 
 
 def config_of(model: nn.Module, anatomy: Anatomy) -> Any:
@@ -144,7 +165,9 @@ def config_of(model: nn.Module, anatomy: Anatomy) -> Any:
 
 
 def dims_of(model: nn.Module, anatomy: Anatomy) -> Dims:
-    """Sizes from the weights where the config leaves them to be guessed (Gemma's head size, padded vocabularies)."""
+    """Sizes from the weights where the config leaves them to be guessed (Gemma's head size, padded
+    vocabularies).
+    """
     config = config_of(model, anatomy)
     layers = module_at(model, anatomy.layers)
     n_heads = config.num_attention_heads

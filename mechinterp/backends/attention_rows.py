@@ -1,8 +1,9 @@
-"""Attention rows under the model's own kernel: nothing is switched to eager, and the output is the kernel's own.
+"""Attention rows under the model's own kernel: nothing is switched to eager, and the output is the kernel's
+own.
 
-transformers looks its attention function up by name at every call. For the length of one pass the function under
-the model's current name is wrapped: it hands on what it was given to a reader, then runs unchanged. The model, its
-config and its masks are not touched; another thread's models pass straight through.
+transformers looks its attention function up by name at every call. For the length of one pass the function
+under the model's current name is wrapped: it hands on what it was given to a reader, then runs unchanged. The
+model, its config and its masks are not touched; another thread's models pass straight through.
 """
 
 import sys
@@ -42,7 +43,9 @@ _wrapped: dict[str, int] = {}
 
 @contextmanager
 def reading(modules: dict[int, nn.Module], reader: Reader, implementation: str) -> Iterator[None]:
-    """Hands every attention call of these modules to `reader`, and leaves the attention functions as they were."""
+    """Hands every attention call of these modules to `reader`, and leaves the attention functions as they
+    were.
+    """
     token = _readers.set({**_readers.get(), **dict.fromkeys((id(m) for m in modules.values()), reader)})
     _wrap(implementation)
     try:
@@ -72,13 +75,17 @@ def _unwrap(name: str) -> None:
 
 
 def _mapping(name: str) -> dict[str, Any]:
-    """Where the model's lookup finds the name: a user's own override comes before what transformers registered."""
+    """Where the model's lookup finds the name: a user's own override comes before what transformers
+    registered.
+    """
     local = ALL_ATTENTION_FUNCTIONS._local_mapping
     return local if name in local else type(ALL_ATTENTION_FUNCTIONS)._global_mapping
 
 
 def _listening(original: Callable | None) -> Callable:
-    """The kernel, preceded by the reader of the module that calls it. Eager kernels live in each model's file."""
+    """The kernel, preceded by the reader of the module that calls it. Eager kernels live in each model's
+    file.
+    """
 
     def attend(
         module: nn.Module,

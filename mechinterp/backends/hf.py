@@ -1,7 +1,7 @@
 """What the backends over Hugging Face modules share: the arguments of a pass, its keys and values, its head.
 
-Masks and position ids are always explicit where anything is padded; where nothing is, no mask is passed, which
-keeps each kernel's causal fast path.
+Masks and position ids are always explicit where anything is padded; where nothing is, no mask is passed,
+which keeps each kernel's causal fast path.
 """
 
 import inspect
@@ -78,7 +78,9 @@ class GrowingLayer(CacheLayerMixin):
 
 
 class KeyValues:
-    """The cache of a Hugging Face model: every layer keeps every slot, sliding windows too, so any prefix can be replayed."""
+    """The cache of a Hugging Face model: every layer keeps every slot, sliding windows too, so any prefix can
+    be replayed.
+    """
 
     def __init__(self, n_layers: int):
         self.hf = HFCache(layers=[GrowingLayer() for _ in range(n_layers)])
@@ -133,12 +135,16 @@ def cache_of(kwargs: dict[str, Any], request: Pass) -> Any:
     return cache
 
 
-def unembed(model: nn.Module, anatomy: Anatomy, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+def unembed(
+    model: nn.Module, anatomy: Anatomy, residual: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows d_vocab"]:
     """Final norm, unembedding, logit scale and soft-capping, as the model itself would apply them."""
     norm = module_at(model, anatomy.final_norm)
     head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     weight = next(norm.parameters(), head.weight)  # OLMo's norm has no parameters
-    return logits_of(model, anatomy, head(norm(residual.to(weight.device, weight.dtype)).to(head.weight.device)))
+    return logits_of(
+        model, anatomy, head(norm(residual.to(weight.device, weight.dtype)).to(head.weight.device))
+    )
 
 
 def logits_of(model: nn.Module, anatomy: Anatomy, logits: Tensor) -> Tensor:
@@ -152,12 +158,16 @@ def logits_of(model: nn.Module, anatomy: Anatomy, logits: Tensor) -> Tensor:
     return logits
 
 
-def split_qkv(anatomy: Anatomy, name: str, x: Tensor, n_heads: int, n_kv: int) -> Float[Tensor, "batch slot head d_head"]:
+def split_qkv(
+    anatomy: Anatomy, name: str, x: Tensor, n_heads: int, n_kv: int
+) -> Float[Tensor, "batch slot head d_head"]:
     """The q, k or v of a projection's output, with a head axis."""
     if anatomy.fused is None:
         return rearrange(x, "batch slot (head d) -> batch slot head d", head=n_heads if name == "q" else n_kv)
     if anatomy.fused == "heads_in_thirds":
-        return rearrange(x, "batch slot (head third d) -> third batch slot head d", third=3, head=n_heads)["qkv".index(name)]
+        return rearrange(x, "batch slot (head third d) -> third batch slot head d", third=3, head=n_heads)[
+            "qkv".index(name)
+        ]
     d_head = x.shape[-1] // (n_heads + 2 * n_kv)
     q, k, v = x.split([n_heads * d_head, n_kv * d_head, n_kv * d_head], dim=-1)
     return rearrange({"q": q, "k": k, "v": v}[name], "batch slot (head d) -> batch slot head d", d=d_head)
@@ -165,7 +175,9 @@ def split_qkv(anatomy: Anatomy, name: str, x: Tensor, n_heads: int, n_kv: int) -
 
 def residual_scale(model: nn.Module, anatomy: Anatomy) -> float:
     """What both outputs of a block are multiplied by before they are added to the stream."""
-    return float(getattr(config_of(model, anatomy), anatomy.residual_scale)) if anatomy.residual_scale else 1.0
+    return (
+        float(getattr(config_of(model, anatomy), anatomy.residual_scale)) if anatomy.residual_scale else 1.0
+    )
 
 
 def all_slots(request: Pass) -> Int[Tensor, "batch k"]:
@@ -229,7 +241,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def first(output: Any) -> Tensor:
-    """The tensor of a module's output: bare in transformers >= 5, the first of a tuple before and in attention."""
+    """The tensor of a module's output: bare in transformers >= 5, the first of a tuple before and in
+    attention.
+    """
     return output[0] if isinstance(output, tuple) else output
 
 

@@ -1,8 +1,9 @@
 """What every library must be able to do, and the plain data that a pass hands to it.
 
-Nothing above this package knows which library runs. A backend gets a `Pass` that is already checked and resolved
-(the door is `Model`), calls `Recorder.visit` where the model makes each asked-for activation, and returns an
-`Outcome`. What one backend can do and another cannot is an optional protocol of its own (`Replays`).
+Nothing above this package knows which library runs. A backend gets a `Pass` that is already checked and
+resolved (the door is `Model`), calls `Recorder.visit` where the model makes each asked-for activation, and
+returns an `Outcome`. What one backend can do and another cannot is an optional protocol of its own
+(`Replays`).
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ class Dims:
 
 @runtime_checkable
 class Cache(Protocol):
-    """Keys and values of the tokens seen so far. A pass that is given a cache uses it up: go on with the new one."""
+    """Keys and values of the tokens seen so far. A pass that is given a cache uses it up: go on with the new
+    one.
+    """
 
     @property
     def n_slots(self) -> int: ...
@@ -58,7 +61,9 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward pass over a chunk of slots, resolved. `pad_left` counts the padding slots before each row's tokens."""
+    """One forward pass over a chunk of slots, resolved. `pad_left` counts the padding slots before each row's
+    tokens.
+    """
 
     tokens: Int[Tensor, "batch slot"]
     rows: Rows
@@ -91,7 +96,9 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a backend returns: the recorder holds captures and counts; logits are None where none were asked for."""
+    """What a backend returns: the recorder holds captures and counts; logits are None where none were asked
+    for.
+    """
 
     logits: Float[Tensor, "batch k d_vocab"] | None
     cache: Cache | None
@@ -99,7 +106,9 @@ class Outcome:
 
 @dataclass(eq=False)
 class Recorder:
-    """Captures and edits activations as a backend hands them over, one visit a site, and counts what it edited."""
+    """Captures and edits activations as a backend hands them over, one visit a site, and counts what it
+    edited.
+    """
 
     request: Pass
     values: dict[Site, Tensor] = field(default_factory=dict)
@@ -149,7 +158,9 @@ class Recorder:
         return gather_slots(x.detach(), self.request.slots)
 
     def check(self) -> None:
-        """Raises RuntimeError unless every edit acted on exactly the rows asked, and left the stream in range."""
+        """Raises RuntimeError unless every edit acted on exactly the rows asked, and left the stream in
+        range.
+        """
         for intervention, applied in zip(self.request.interventions, self.applied, strict=True):
             asked = int(intervention.mask(self.request.rows).sum())
             late = self.request.stop_after is not None and intervention.site.layer > self.request.stop_after
@@ -158,7 +169,8 @@ class Recorder:
                     f"{type(intervention).__name__} at {intervention.site} was asked for {asked} rows and acted on"
                     f" {applied}; this backend did not run the site"
                 )
-        # an inf of a narrow dtype, and what only the fp32 squares of the final norm would make one, both show here
+        # an inf of a narrow dtype, and what only the fp32 squares of the final norm would make one, both show
+        # here
         if not all(peak.isfinite() for peak in self.peaks):
             raise FloatingPointError(
                 "an edit left activations whose norm is not finite, in their own dtype or squared in fp32, as the"
@@ -166,7 +178,9 @@ class Recorder:
             )
 
 
-def gather_slots(x: Float[Tensor, "batch slot *shape"], slots: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k *shape"]:
+def gather_slots(
+    x: Float[Tensor, "batch slot *shape"], slots: Int[Tensor, "batch k"]
+) -> Float[Tensor, "batch k *shape"]:
     """The chosen slots of each batch row."""
     batch = rearrange(torch.arange(len(x), device=x.device), "batch -> batch 1")
     return x[batch, slots.to(x.device)]
@@ -185,7 +199,9 @@ class Backend(Protocol):
     def forward(self, request: Pass, recorder: Recorder) -> Outcome: ...
 
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        """Final norm, unembedding, scale and soft-capping: the logits of a residual stream after the last layer."""
+        """Final norm, unembedding, scale and soft-capping: the logits of a residual stream after the last
+        layer.
+        """
         ...
 
 
@@ -193,6 +209,10 @@ class Backend(Protocol):
 class Replays(Protocol):
     """A backend that can run the upper layers alone, from a residual stream that the caller has."""
 
-    def replay(self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]) -> Outcome:
-        """Runs layers `layer`.. on `residual` (the resid_pre of `layer`) over the prefix that the cache holds."""
+    def replay(
+        self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]
+    ) -> Outcome:
+        """Runs layers `layer`.. on `residual` (the resid_pre of `layer`) over the prefix that the cache
+        holds.
+        """
         ...

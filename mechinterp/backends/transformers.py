@@ -1,7 +1,7 @@
 """The reference backend: plain torch hooks on a Hugging Face model, which is left as it was found.
 
-A hook lives for one pass and comes off in `finally`. Final logits are computed only at the asked slots, by gathering
-the rows in front of the unembedding, so that the model's own head does the rest.
+A hook lives for one pass and comes off in `finally`. Final logits are computed only at the asked slots, by
+gathering the rows in front of the unembedding, so that the model's own head does the rest.
 """
 
 import copy
@@ -78,7 +78,9 @@ class TransformersBackend:
             elif request.logit_slots is not None and request.logit_slots.shape[1] > 0:
                 head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
                 slots = request.logit_slots
-                stack.callback(head.register_forward_pre_hook(lambda _, args: (gather_slots(args[0], slots),)).remove)
+                stack.callback(
+                    head.register_forward_pre_hook(lambda _, args: (gather_slots(args[0], slots),)).remove
+                )
             yield
 
     def _place(self, stack: ExitStack, site: Site, request: Pass, recorder: Recorder) -> None:
@@ -117,7 +119,9 @@ class TransformersBackend:
         return x if visited is scaled else visited / self.scale
 
     def _read_qkv(self, site: Site, x: Tensor, recorder: Recorder) -> Tensor:
-        recorder.visit(site, hf.split_qkv(self.anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads))
+        recorder.visit(
+            site, hf.split_qkv(self.anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads)
+        )
         return x
 
     def _eager_rows(self, site: Site, request: Pass, recorder: Recorder) -> Any:
@@ -130,10 +134,13 @@ class TransformersBackend:
 
     # the upper layers alone ---------------------------------------------------------------------------------
 
-    def replay(self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]) -> Outcome:
-        """Layers `layer`.. on `residual`. Their other arguments (masks, rotary angles) come from a run of the model's
-        own body with recording stubs in place of its layers, so they are what the model itself would pass. The layers
-        below get back the slots that a crop of the cache hid: their keys and values are still right."""
+    def replay(
+        self, request: Pass, recorder: Recorder, layer: int, residual: Float[Tensor, "batch slot d_model"]
+    ) -> Outcome:
+        """Layers `layer`.. on `residual`. Their other arguments (masks, rotary angles) come from a run of
+        the model's own body with recording stubs in place of its layers, so they are what the model itself
+        would pass. The layers below get back the slots that a crop of the cache hid: their keys and values
+        are still right."""
         kwargs = hf.arguments(request, self._accepts, self.dims.n_layers)
         calls = self._layer_calls(kwargs)
         logits = None
@@ -143,7 +150,9 @@ class TransformersBackend:
                 for block, (args, kwargs_) in list(zip(self.layers, calls, strict=True))[layer:]:
                     x = hf.first(block(x, *args, **kwargs_))
                 if request.wants_logits:
-                    logits = self.unembed(x if request.logit_slots is None else gather_slots(x, request.logit_slots))
+                    logits = self.unembed(
+                        x if request.logit_slots is None else gather_slots(x, request.logit_slots)
+                    )
             except _Stop:
                 pass
         if request.cache is not None:
@@ -166,7 +175,8 @@ class TransformersBackend:
 class _Stub(nn.Module):
     """Stands for a decoder layer: notes its arguments and hands its input on; the last ends the run.
 
-    Some bodies unpack what a layer returns and some do not: a tuple goes through both, since no stub computes.
+    Some bodies unpack what a layer returns and some do not: a tuple goes through both, since no stub
+    computes.
     """
 
     def __init__(self, calls: list, block: nn.Module, last: bool):
@@ -209,5 +219,3 @@ def _pre_hook(stack: ExitStack, module: nn.Module, visit: Any) -> None:
         return ((visited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": visited})
 
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-

@@ -1,4 +1,4 @@
-"""One pass at a time on one tree of modules: hooks sit on modules, so a second thread's pass would run into them.
+"""One pass at a time on one tree of modules: hooks sit on modules, and a second thread would run into them.
 
 A second thread waits. A pass that is asked for inside a pass of the same thread (by an `Apply`) is refused.
 """

@@ -1,4 +1,4 @@
-"""Are the sites where the anatomy says? Two rows of three tokens, the block identities and writes, run at load.
+"""Are the sites where the anatomy says? Two rows of three tokens, block identities and writes, at load.
 
 A wrong row is off by half or more while rounding is below 1e-5 in fp32, so the verdict is never close.
 """
@@ -12,13 +12,13 @@ from mechinterp.backends.turns import turn
 from mechinterp.interventions import Add, Rows
 from mechinterp.sites import Site, SiteName
 
-# bf16 keeps 8 bits: sums of a block's parts drift by up to 1e-2 of their size; the wrong rows we tried gave >= 0.3.
+# bf16 keeps 8 bits: sums of a block's parts drift by up to 1e-2 of their size; wrong rows gave >= 0.3.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 @torch.no_grad()
 def verify(backend: Backend) -> dict[str, float]:
-    """The relative error of each identity, the worst over layers. Raises ValueError naming the site that fails."""
+    """The worst relative error of each identity over layers. Raises ValueError naming the site that fails."""
     tokens = torch.tensor([[3, 1, 2], [5, 4, 6]], device=backend.device) % backend.dims.d_vocab
     worst: dict[str, float] = {}
     names: list[SiteName] = [
@@ -43,7 +43,7 @@ def verify(backend: Backend) -> dict[str, float]:
 
 
 def _first_run(backend: Backend, tokens: Tensor, wanted: list[Site]) -> tuple[dict[Site, Tensor], Tensor]:
-    """A pass that reads every site; where a row is so wrong that this fails, the site it fails at is named."""
+    """A pass that reads every site; where a row is so wrong that it fails, it names the site."""
     try:
         values, logits = _run(backend, tokens, wanted)
     except torch.OutOfMemoryError:
@@ -51,8 +51,8 @@ def _first_run(backend: Backend, tokens: Tensor, wanted: list[Site]) -> tuple[di
     except (RuntimeError, AttributeError, LookupError, TypeError) as error:
         site = next((site for site in wanted if not _runs(backend, tokens, site)), wanted[0])
         raise ValueError(
-            f"the {backend.name} backend cannot read {site} (it did not run: {error}); the anatomy row puts it, or"
-            " the attention module, in the wrong place"
+            f"the {backend.name} backend cannot read {site} (it did not run: {error}); the anatomy row puts it,"
+            " or the attention module, in the wrong place"
         ) from error
     for site in wanted:
         shape = None if site not in values else tuple(values[site].shape)
@@ -113,13 +113,13 @@ def _identities(values: dict[Site, Tensor], layer: int, backend: Backend) -> dic
 
 
 def _same_gain(plain: Tensor, rotated: Tensor) -> float:
-    """At position 0 nothing is rotated, so rotated / plain is the same vector, a norm's gain, whatever the input."""
+    """At position 0 nothing is rotated, so rotated / plain is the same gain whatever the input."""
     (a, b), (rot_a, rot_b) = plain[:, 0], rotated[:, 0]
     return max(_angle(x, y) for x, y in zip(rot_a * b, rot_b * a, strict=True))  # one rms a head in Qwen3
 
 
 def _linear_scores(q: Tensor, k: Tensor, pattern: Tensor) -> float:
-    """Without rotation, log p(key) - log p(key 0) is scale * q (k - k_0) plus a bias that no input changes."""
+    """Without rotation, log p(key) - log p(key 0) is scale * q (k - k_0) plus a fixed bias."""
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = einsum(q[:, 2], k, "batch head d, batch key head d -> batch head key")
     logs = pattern[:, :, 2].log()
@@ -140,10 +140,10 @@ def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
 
 
 def _writes(backend: Backend, tokens: Tensor, natural: dict[Site, Tensor], tolerance: float) -> float:
-    """Writes at a middle layer: what is added arrives in the stream, and reaches what is computed from it, only that.
+    """Writes at a middle layer: what is added arrives in the stream and moves what is computed from it alone.
 
-    attn_out and mlp_out swapped would keep every sum of a block, so the order of the two is proven by who moves:
-    z moves attn_out; attn_out moves mlp_out, unless the block is parallel; mlp_out never moves attn_out.
+    attn_out and mlp_out swapped would keep every sum of a block, so their order is proven by who moves: z
+    moves attn_out; attn_out moves mlp_out, unless the block is parallel; mlp_out never moves attn_out.
     """
     layer = backend.dims.n_layers // 2
     generator = torch.Generator().manual_seed(0)
@@ -192,6 +192,6 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 def _refusal(backend: Backend, identity: str, layer: int, error: float, tolerance: float) -> str:
     return (
-        f"the {backend.name} backend's sites do not satisfy `{identity}` at layer {layer}: relative error {error:.2g}"
-        f" (the line is at {tolerance:.0e}); the anatomy row puts one of these sites in the wrong place"
+        f"the {backend.name} backend's sites do not satisfy `{identity}` at layer {layer}: relative error"
+        f" {error:.2g} (the line is at {tolerance:.0e}); the anatomy row puts one of these sites in the wrong place"
     )

@@ -23,7 +23,9 @@ class SignFlip:
 
 
 def sign_flip(differences: Float[Tensor, "n"], *, unit: str = "run", seed: int = 0) -> SignFlip:
-    """Tests the mean of paired differences by flipping the sign of whole units; NaN with no finite difference."""
+    """Tests the mean of paired differences by flipping the sign of whole units; NaN with no finite
+    difference.
+    """
     from scipy.stats import permutation_test
 
     d = differences.detach().double().cpu().numpy()
