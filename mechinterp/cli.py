@@ -1,4 +1,4 @@
-"""The command line: thin, and quick to say what it can do. What is heavy is imported when a command needs it."""
+"""The command line: thin, and quick to say what it can do. Heavy imports wait until a command needs them."""
 
 import argparse
 import contextlib
