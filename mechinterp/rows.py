@@ -63,7 +63,7 @@ def slots_at(
 
 
 def check_positions(interventions: Sequence[Intervention], ends: Int[Tensor, "batch"]) -> None:
-    """Raises IndexError for an edit at a position that one of its rows has not; `ends` is where each row ends."""
+    """Raises IndexError for an edit at a position that one of its rows has not; `ends` is where each ends."""
     for intervention in interventions:
         where = intervention.where
         asked = (
@@ -79,8 +79,9 @@ def check_positions(interventions: Sequence[Intervention], ends: Int[Tensor, "ba
             if as_index(position, "position") < 0 or short:
                 row = short[0] if short else 0
                 raise IndexError(
-                    f"{type(intervention).__name__} at {intervention.site} names position {position}; the tokens"
-                    f" of row {row} are at 0..{int(ends[row]) - 1} (batch_rows= limits an edit to some rows)"
+                    f"{type(intervention).__name__} at {intervention.site} names position {position};"
+                    f" the tokens of row {row} are at 0..{int(ends[row]) - 1} (batch_rows= limits an edit to"
+                    " some rows)"
                 )
 
 

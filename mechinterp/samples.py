@@ -25,8 +25,8 @@ class Phase:
 class Watch:
     """What is recorded at the row that decides each generated token.
 
-    `directions` [vector d_model] are projected on at `site`: x . v / |v|. `kl` compares every distribution with
-    the unedited model's on the same ids, which runs beside with a cache of its own and doubles the cost.
+    `directions` [vector d_model] are projected on at `site`: x . v / |v|. `kl` compares every distribution
+    with the unedited model's on the same ids, which runs beside with a cache of its own and doubles the cost.
     """
 
     site: Site

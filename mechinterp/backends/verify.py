@@ -51,8 +51,8 @@ def _first_run(backend: Backend, tokens: Tensor, wanted: list[Site]) -> tuple[di
     except (RuntimeError, AttributeError, LookupError, TypeError) as error:
         site = next((site for site in wanted if not _runs(backend, tokens, site)), wanted[0])
         raise ValueError(
-            f"the {backend.name} backend cannot read {site} (it did not run: {error}); the anatomy row puts it,"
-            " or the attention module, in the wrong place"
+            f"the {backend.name} backend cannot read {site} (it did not run: {error}); the anatomy row"
+            " puts it, or the attention module, in the wrong place"
         ) from error
     for site in wanted:
         shape = None if site not in values else tuple(values[site].shape)
@@ -193,5 +193,5 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def _refusal(backend: Backend, identity: str, layer: int, error: float, tolerance: float) -> str:
     return (
         f"the {backend.name} backend's sites do not satisfy `{identity}` at layer {layer}: relative error"
-        f" {error:.2g} (the line is at {tolerance:.0e}); the anatomy row puts one of these sites in the wrong place"
+        f" {error:.2g} (the line is at {tolerance:.0e}); the anatomy row puts one of these in the wrong place"
     )
