@@ -27,16 +27,16 @@ from probes.strength import Calibration, EqualKL, Raw, ResidualNorms, Unit, cali
 from probes.vector_formats import read_vectors
 from probes.vectors import Vectors, check_for
 from studies.models import ModelConfig, specs
-from studies.personas import Persona, load_personas, load_questions, questions, roles
 from studies.persistence_page import page as page
 from studies.persistence_result import Condition, Persistence, conclude
+from studies.personas import Persona, load_personas, load_questions, questions, roles
 
 TITLE = "Persistence of a steered persona"
 KINDS = {"raw": Raw, "unit": Unit, "residual_norms": ResidualNorms, "kl": EqualKL}
 
 
 class Config(ModelConfig):
-    """What is asked. `strengths` are in the unit `strength_in`; "kl" means nats, at the p95 over positions."""
+    """What is asked. `strengths` are in the unit `strength_in`; "kl" is nats, at the p95 over positions."""
 
     roles: tuple[str, ...] = Field(("medieval_bard", "anxious_teenager", "grumpy_mechanic"), min_length=1)
     personas: Path | None = None
@@ -192,15 +192,22 @@ def calibrated(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Conf
     ]
     vector = directions[role, layer]
     return calibrate(
-        model, prompts, vector, site=Site("resid_post", layer), target=EqualKL(cell.args["strength"]),
+        model,
+        prompts,
+        vector,
+        site=Site("resid_post", layer),
+        target=EqualKL(cell.args["strength"]),
         start=coefficient(ResidualNorms(0.2), vector, directions.residual_norm[layer]),
-        n_tokens=config.n_steer, steered_rows=config.steered_rows, temperature=config.temperature, top_p=config.top_p,
+        n_tokens=config.n_steer,
+        steered_rows=config.steered_rows,
+        temperature=config.temperature,
+        top_p=config.top_p,
         seeds=seeds(config),
-    )  # fmt: skip
+    )
 
 
 def steer(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -> Runs:
-    """Runs steered by the role, by random directions of equal norm (a new one a run), and by the next role."""
+    """Runs steered by the role, and by random directions of equal norm, a new one a run."""
     directions: Directions = inputs["vectors"]
     role, layer, value = cell.args["role"], cell.args["layer"], cell.args["strength"]
     vector, residual = directions[role, layer].float(), directions.residual_norm[layer]
@@ -216,12 +223,6 @@ def steer(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -
     for seed in seeds(config):
         generator = torch.Generator().manual_seed(cell_seed(seed, f"random/{role}/{layer}", 0))
         trials.append(Trial("random", prompt, random_direction(len(vector), norm, generator), seed))
-    other = other_role(config, role)
-    if other is not None:
-        theirs = directions[other, layer].float()
-        trials += [
-            Trial(f"other:{other}", prompt, theirs * (norm / theirs.norm()), seed) for seed in seeds(config)
-        ]
     return _run(cell, model, inputs, config, trials, cell.args["cache"], scale, norm / residual)
 
 
@@ -248,10 +249,20 @@ def _run(
     watched = {role: inputs["vectors"][role, layer] for role in config.roles}
     steered = any(trial.vector is not None for trial in trials)
     found = release(
-        model, trials, watched, site=Site("resid_post", layer), n_steer=config.n_steer, n_free=config.n_free,
-        cache=cache, steered_rows=config.steered_rows, temperature=config.temperature, top_p=config.top_p,
-        suppress=config.suppress, kl=config.kl and steered, batch_size=config.batch_size,
-    )  # fmt: skip
+        model,
+        trials,
+        watched,
+        site=Site("resid_post", layer),
+        n_steer=config.n_steer,
+        n_free=config.n_free,
+        cache=cache,
+        steered_rows=config.steered_rows,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        suppress=config.suppress,
+        kl=config.kl and steered,
+        batch_size=config.batch_size,
+    )
     texts = [
         tuple(
             model.decode(row[real & (found.phase == phase)])
@@ -306,12 +317,22 @@ def combine(config: Config, results: Mapping[str, Result]) -> Persistence:
     conditions = []
     for cell in cells(config):
         if cell.task == "steer" and cell.key in results:
-            a = cell.args
-            other = other_role(config, a["role"])
+            role, layer, question = cell.args["role"], cell.args["layer"], cell.args["question"]
+            other = other_role(config, role)
+            theirs = None if other is None else cell.key.replace(f"steer/{role}/", f"steer/{other}/", 1)
             conditions.append(
-                Condition(a["role"], a["layer"], a["strength"], a["cache"], a["question"], other, cell.key,
-                          f"reference/layer{a['layer']}/q{a['question']}")
-            )  # fmt: skip
+                Condition(
+                    role=role,
+                    layer=layer,
+                    strength=cell.args["strength"],
+                    cache=cell.args["cache"],
+                    question=question,
+                    other=other,
+                    cell=cell.key,
+                    other_cell=theirs,
+                    reference=f"reference/layer{layer}/q{question}",
+                )
+            )
     names = {key: persona.readable_name for key, persona in people(config).items()}
     vectors: Any = results["vectors"]
     return conclude(conditions, dict(results), names, vectors.roles, n_steer=config.n_steer, seed=config.seed)

@@ -46,10 +46,14 @@ def curves(result: Persistence, outcome: Outcome) -> "go.Figure":
         title=f"{result.names[c.role]}: projection on its vector by generated token",
         y_title=f"x·v/|v| at {result.site} of layer {c.layer}",
         subtitle=caption(
-            result.model, n=len(outcome.seeds), unit="run", seeds=outcome.seeds, band="95 % t over runs",
+            result.model,
+            n=len(outcome.seeds),
+            unit="run",
+            seeds=outcome.seeds,
+            band="95 % t over runs",
             more=[f"strength {outcome.strength_in_norms:.2g} residual norms"],
         ),
-    )  # fmt: skip
+    )
 
 
 def attractors(result: Persistence, layer: int, strength: float, cache: str) -> "go.Figure":
@@ -64,17 +68,21 @@ def attractors(result: Persistence, layer: int, strength: float, cache: str) -> 
         colour_title="free mean, (x − floor) / (ceiling − floor)",
         center=0.0,
         subtitle=caption(
-            result.model, n=len(result.seeds), unit="run", seeds=result.seeds, band="none, means over runs",
+            result.model,
+            n=len(result.seeds),
+            unit="run",
+            seeds=result.seeds,
+            band="none, means over runs",
             more=[f"layer {layer}, strength {strength:g}, {cache} cache"],
         ),
-    )  # fmt: skip
+    )
 
 
 def doses(result: Persistence) -> "go.Figure":
     """Normalised persistence and p95 KL by strength; the frontier is where text stops being coherent."""
     lines = []
     for outcome in result.outcomes:
-        kl = outcome.coherence.get("steered", {}).get("p95")
+        c, kl = outcome.condition, outcome.coherence.get("steered", {}).get("p95")
         found = outcome.interval("steered")
         lines.append(
             {
@@ -83,7 +91,7 @@ def doses(result: Persistence) -> "go.Figure":
                 "effect_low": found.low,
                 "effect_high": found.high,
                 "kl": float("nan") if kl is None else float(kl.nanmean()),
-                "role": f"{result.names[outcome.condition.role]}, L{outcome.condition.layer}, {outcome.condition.cache}",
+                "role": f"{result.names[c.role]}, layer {c.layer}, {c.cache} cache",
             }
         )
     return dose_response(
@@ -127,7 +135,7 @@ def all_figures(result: Persistence) -> "dict[str, tuple[go.Figure, str]]":
         )
         found["vector-split-half"] = (
             result.vectors.figure("split_half"),
-            "Cosine between vectors from two halves of the questions: 1 is a vector that does not depend on them.",
+            "Cosine between vectors from two halves of the questions: 1 does not depend on the questions.",
         )
     return found
 
@@ -145,4 +153,5 @@ def _said(result: Persistence, outcome: Outcome) -> str:
         else f"No half-life: {half.reason}."
     )
     found = outcome.interval("steered")
-    return f"Normalised persistence {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] over {found.n} runs. {life}"
+    bounds = f"[{found.low:.2f}, {found.high:.2f}]"
+    return f"Normalised persistence {found.estimate:.2f} {bounds} over {found.n} runs. {life}"

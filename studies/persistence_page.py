@@ -10,23 +10,20 @@ from studies.persistence_figures import COHERENT, all_figures
 from studies.persistence_result import Outcome, Persistence
 
 ASKED = (
-    "A role's vector is added to the residual stream while a number of tokens is generated; then the steering stops and"
-    " the model goes on freely. Does the persona stay, and for how long? The measure is the projection of the stream on"
-    " the role's vector at the row that decides each free token. The floor is the same prompt never steered, the"
-    " ceiling the same question to a model that is told the role; normalised persistence is 0 at the floor and 1 at the"
-    " ceiling. A random direction of equal norm and another role's vector show what any push of that size would do."
+    "A role's vector is added to the residual stream while a number of tokens is generated; then the steering"
+    " stops and the model goes on freely. Does the persona stay, and for how long? The measure is the projection"
+    " of the stream on the role's vector at the row that decides each free token. The floor is the same prompt"
+    " never steered, the ceiling the same question to a model that is told the role; normalised persistence is 0"
+    " at the floor and 1 at the ceiling. A random direction of equal norm and another role's vector show what any"
+    " push of that size would do."
 )
 
 
 def page(config: Any, result: Persistence, run: Run) -> Page:
     """Asked, answered, shown, and what must be said against it."""
-    cells = run.status(()).seconds
-    tokens = sum(
-        int(c.isfinite().sum())
-        for o in result.outcomes
-        for arm, c in o.curves.items()
-        if arm not in ("floor", "ceiling")
-    )
+    steered = [c for o in result.outcomes for arm, c in o.curves.items() if arm in ("steered", "random")]
+    digests = {f"weights of {name}": digest for name, digest in run.manifest.models.items()}
+    digests |= {f"input {name}": digest for name, digest in run.manifest.inputs.items()}
     return Page(
         title="Persistence of a steered persona",
         asked=ASKED,
@@ -34,14 +31,17 @@ def page(config: Any, result: Persistence, run: Run) -> Page:
         setup=_setup(config, result, run),
         headlines=[line for outcome in result.outcomes for line in headlines(result, outcome)],
         confidence=confidence(result),
-        compute={"seconds in cells": round(cells, 1), "generated tokens, steered arms": tokens, "threads": run.manifest.threads},
-        digests={**{f"weights of {k}": v for k, v in run.manifest.models.items()}, "configuration": run.manifest.config_sha256,
-                 **{f"input {k}": v for k, v in run.manifest.inputs.items()}},
+        compute={
+            "seconds in cells": round(run.status(()).seconds, 1),
+            "generated tokens, steered and random arms": sum(int(c.isfinite().sum()) for c in steered),
+            "threads": run.manifest.threads,
+        },
+        digests={**digests, "configuration": run.manifest.config_sha256},
         figures=all_figures(result),
         samples=[_shown(result, sample) for sample in result.samples],
         caveats=tuple(caveats(config, result)),
         cannot_show=tuple(_cannot_show(config, result)),
-    )  # fmt: skip
+    )
 
 
 def answer(result: Persistence) -> str:
@@ -61,9 +61,9 @@ def answer(result: Persistence) -> str:
         else ""
     )
     return (
-        f"{start}It stays above the unsteered floor in {len(above)} of {len(kept)} conditions, and above a random"
-        f" direction of equal norm in {len(beyond)} of {len(kept)} (paired sign flips over {len(result.seeds)} runs each,"
-        " p < 0.05, uncorrected)."
+        f"{start}It stays above the unsteered floor in {len(above)} of {len(kept)} conditions, and above a"
+        f" random direction of equal norm in {len(beyond)} of {len(kept)} (paired sign flips over"
+        f" {len(result.seeds)} runs each, p < 0.05, uncorrected)."
     )
 
 
@@ -75,21 +75,33 @@ def headlines(result: Persistence, outcome: Outcome) -> list[Headline]:
     for arm in ("steered", "random", "other"):
         if arm in outcome.persistence:
             found = outcome.interval(arm)
-            lines.append(Headline(f"{where}: persistence, {arm}", found.estimate, found.low, found.high, found.n or n, "run",
-                                  "95 % bootstrap over runs", "", None, why or found.note))  # fmt: skip
+            quantity, note = f"{where}: persistence, {arm}", why or found.note
+            lines.append(_line(quantity, found.estimate, found, n, "", None, note))
     for arm in ("floor", "random"):
-        found = outcome.against(arm)
+        test = outcome.against(arm)
         spread = mean_interval(outcome.free_means("steered") - outcome.free_means(arm), method="bootstrap")
-        lines.append(Headline(f"{where}: free projection, steered − {arm}", found.estimate, spread.low, spread.high, found.n,
-                              "run", "95 % bootstrap over runs", found.method, found.p, ""))  # fmt: skip
+        quantity = f"{where}: free projection, steered − {arm}"
+        lines.append(_line(quantity, test.estimate, spread, test.n, test.method, test.p, ""))
     half = outcome.half_life
-    lines.append(Headline(f"{where}: half-life (tokens)", half.estimate, half.low, half.high, half.n, "run",
-                          "95 % bootstrap over runs", "excess over the floor, sign flips", half.p_excess, half.reason))  # fmt: skip
+    excess = "excess over the floor, sign flips"
+    lines.append(
+        _line(f"{where}: half-life (tokens)", half.estimate, half, half.n, excess, half.p_excess, half.reason)
+    )
     if outcome.coherence.get("steered"):
         kl = mean_interval(outcome.coherence["steered"]["p95"], method="bootstrap")
-        lines.append(Headline(f"{where}: p95 KL while steered (nats)", kl.estimate, kl.low, kl.high, kl.n, "run",
-                              "95 % bootstrap over runs", "", None, f"{COHERENT:g} nat is the coherence frontier"))  # fmt: skip
+        frontier = f"{COHERENT:g} nat is the coherence frontier"
+        lines.append(
+            _line(f"{where}: p95 KL while steered (nats)", kl.estimate, kl, kl.n, "", None, frontier)
+        )
     return lines
+
+
+def _line(
+    quantity: str, estimate: float, bounds: Any, n: int, test: str, p: float | None, note: str
+) -> Headline:
+    return Headline(
+        quantity, estimate, bounds.low, bounds.high, n, "run", "95 % bootstrap over runs", test, p, note
+    )
 
 
 def _where(result: Persistence, outcome: Outcome) -> str:
@@ -117,7 +129,7 @@ def caveats(config: Any, result: Persistence) -> list[str]:
             "One question: runs differ by their draws alone, so nothing is said about other questions."
         )
     found.append(
-        f"{len(result.outcomes)} conditions with two tests each; the p values are not corrected for their number."
+        f"{len(result.outcomes)} conditions with two tests each; their p values are not corrected for number."
     )
     broken = [
         o
@@ -126,22 +138,23 @@ def caveats(config: Any, result: Persistence) -> list[str]:
     ]
     if broken:
         found.append(
-            f"In {len(broken)} of {len(result.outcomes)} conditions the steered text lies beyond the coherence frontier"
-            f" (p95 KL above {COHERENT:g} nat): what persists there may be broken text rather than a persona."
+            f"In {len(broken)} of {len(result.outcomes)} conditions the steered text lies beyond the coherence"
+            f" frontier (p95 KL above {COHERENT:g} nat): what persists there may be broken text, not a persona."
         )
     undefined = [result.names[o.condition.role] for o in result.outcomes if not o.ceiling > o.floor]
     if undefined:
         found.append(
-            f"Normalised persistence is undefined for {', '.join(undefined)}: ceiling and floor do not differ."
+            f"Persistence is undefined for {', '.join(undefined)}: the ceiling is not above the floor."
         )
     stopped = sum(o.n_stopped["steered"] for o in result.outcomes)
     capped = len(result.outcomes) * n - stopped
     found.append(
-        f"{capped} of {capped + stopped} steered runs hit the cap of {config.n_free} free tokens; {stopped} ended of themselves."
+        f"{capped} of {capped + stopped} steered runs hit the cap of {config.n_free} free tokens; {stopped} ended"
+        " of themselves."
     )
     if config.suppress != "neither":
         found.append(
-            f"The end-of-turn ids were suppressed ({config.suppress}): a text forced past its end is another text."
+            f"The end-of-turn ids were suppressed ({config.suppress}): a text forced past its end is another one."
         )
     found.append("Bands in the curves are pointwise; that a curve leaves a band somewhere is no test.")
     return found
@@ -177,7 +190,7 @@ def _setup(config: Any, result: Persistence, run: Run) -> dict[str, Any]:
         "strength in residual norms": ", ".join(f"{o.strength_in_norms:.3g}" for o in result.outcomes),
         "seeds": ", ".join(map(str, result.seeds)),
         **{name: chosen[name] for name in chosen if name not in ("model", "backend", "roles", "seed")},
-        **{name: version for name, version in library_versions().items()},
+        **library_versions(),
     }
 
 

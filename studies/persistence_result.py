@@ -42,10 +42,12 @@ class Condition:
     question: int
     other: str | None
     cell: str
+    other_cell: str | None
     reference: str
 
     def __str__(self) -> str:
-        return f"{self.role}, layer {self.layer}, strength {self.strength:g}, {self.cache}, question {self.question}"
+        where = f"layer {self.layer}, strength {self.strength:g}"
+        return f"{self.role}, {where}, {self.cache}, question {self.question}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +111,29 @@ class Persistence(Result):
                 found = outcome.interval(arm)
                 kl = outcome.coherence.get(arm, {})
                 c = outcome.condition
-                lines.append(
-                    {
-                        "role": c.role, "layer": c.layer, "strength": c.strength, "cache": c.cache,
-                        "question": c.question, "arm": arm, "n": found.n, "persistence": found.estimate,
-                        "low": found.low, "high": found.high, "free_projection": float(outcome.free_means(arm).nanmean()),
-                        "cosine": float(outcome.cosines[arm].nanmean()), "floor": outcome.floor, "ceiling": outcome.ceiling,
-                        **{f"kl_{how}": float(kl[how].nanmean()) for how in kl},
-                        "half_life": outcome.half_life.estimate if arm == "steered" else float("nan"),
-                        "stopped": outcome.n_stopped[arm],
-                    }
-                )  # fmt: skip
+                line = {
+                    "role": c.role,
+                    "layer": c.layer,
+                    "strength": c.strength,
+                    "cache": c.cache,
+                    "question": c.question,
+                    "arm": arm,
+                    "n": found.n,
+                    "persistence": found.estimate,
+                    "low": found.low,
+                    "high": found.high,
+                    "free_projection": float(outcome.free_means(arm).nanmean()),
+                    "cosine": float(outcome.cosines[arm].nanmean()),
+                    "floor": outcome.floor,
+                    "ceiling": outcome.ceiling,
+                    "half_life": outcome.half_life.estimate if arm == "steered" else float("nan"),
+                    "stopped": outcome.n_stopped[arm],
+                }
+                lines.append(line | {f"kl_{how}": float(kl[how].nanmean()) for how in kl})
         return pd.DataFrame(lines)
 
     def attractors(self, layer: int, strength: float, cache: str) -> Float[Tensor, "steered projected"]:
-        """Where free text drifts to: rows the steered role, columns the role projected on, in ceiling gaps."""
+        """Where free text drifts to: the role steered by the role projected on, in ceiling gaps."""
         rows = []
         for role in self.roles:
             found = [
@@ -145,9 +155,8 @@ class Persistence(Result):
         lines = [answer(self)]
         for outcome in self.outcomes:
             found = outcome.interval("steered")
-            lines.append(
-                f"  {outcome.condition}: persistence {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}], n = {found.n}"
-            )
+            bounds = f"[{found.low:.2f}, {found.high:.2f}]"
+            lines.append(f"  {outcome.condition}: persistence {found.estimate:.2f} {bounds}, n = {found.n}")
         return "\n".join(lines)
 
     def figure(self) -> go.Figure:
@@ -169,7 +178,7 @@ def conclude(
     """Every condition with its floor and ceiling. Raises ValueError where no condition has finished."""
     if not conditions:
         raise ValueError("no steered cell has finished; run the study further, without --limit")
-    outcomes = tuple(_outcome(c, results[c.cell], results[c.reference], n_steer, seed) for c in conditions)
+    outcomes = tuple(_outcome(c, results, n_steer, seed) for c in conditions)
     some: Release = results[conditions[0].cell].release
     return Persistence(
         model=some.model,
@@ -184,14 +193,14 @@ def conclude(
     )
 
 
-def _outcome(condition: Condition, runs: Any, reference: Any, n_steer: int, seed: int) -> Outcome:
-    role = condition.role
+def _outcome(condition: Condition, results: Mapping[str, Any], n_steer: int, seed: int) -> Outcome:
+    role, runs, reference = condition.role, results[condition.cell], results[condition.reference]
     sources: dict[str, tuple[Release, str]] = {
         "steered": (runs.release, "steered"),
         "random": (runs.release, "random"),
     }
-    if condition.other is not None:
-        sources["other"] = (runs.release, f"other:{condition.other}")
+    if condition.other_cell is not None:
+        sources["other"] = (results[condition.other_cell].release, "steered")
     sources["floor"] = (reference.release, "floor")
     sources["ceiling"] = (reference.release, f"ceiling:{role}")
     curves = {arm: found.curves(name, role) for arm, (found, name) in sources.items()}
@@ -210,10 +219,15 @@ def _outcome(condition: Condition, runs: Any, reference: Any, n_steer: int, seed
         persistence={arm: normalised(curve, floor, ceiling) for arm, curve in free.items()},
         windows=windows(free["steered"], min(N_WINDOWS, free["steered"].shape[1])),
         half_life=release_half_life(free["steered"], floor, seed=seed),
-        coherence={arm: _coherence(runs.release, sources[arm][1]) for arm in sources if sources[arm][0] is runs.release},
+        coherence={arm: _coherence(runs.release, arm) for arm in ("steered", "random")},
         drift=_drift(runs.release, reference.release, n_steer),
-        n_stopped={arm: sum(found.finish_reason[i] == "stop" for i in found.rows(name)) for arm, (found, name) in sources.items()},
-    )  # fmt: skip
+        n_stopped={arm: _stopped(found, name) for arm, (found, name) in sources.items()},
+    )
+
+
+def _stopped(release: Release, arm: str) -> int:
+    """How many of an arm's runs ended of themselves."""
+    return sum(release.finish_reason[row] == "stop" for row in release.rows(arm))
 
 
 def _cosine(release: Release, arm: str, role: str, n_steer: int) -> Float[Tensor, "run"]:
