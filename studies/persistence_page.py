@@ -6,16 +6,17 @@ from mechinterp.report import Headline, Page, Sample
 from mechinterp.results import library_versions
 from mechinterp.runs import Run
 from mechinterp.stats.intervals import mean_interval
+from mechinterp.stats.paired import sign_flip
 from studies.persistence_figures import COHERENT, all_figures
 from studies.persistence_result import Outcome, Persistence
 
 ASKED = (
-    "A role's vector is added to the residual stream while a number of tokens is generated; then the steering"
-    " stops and the model goes on freely. Does the persona stay, and for how long? The measure is the projection"
-    " of the stream on the role's vector at the row that decides each free token. The floor is the same prompt"
-    " never steered, the ceiling the same question to a model that is told the role; normalised persistence is 0"
-    " at the floor and 1 at the ceiling. A random direction of equal norm and another role's vector show what any"
-    " push of that size would do."
+    "A role's vector is added to the residual stream while a number of tokens is generated; then the"
+    " steering stops and the model goes on freely. Does the persona stay, and for how long? The measure is"
+    " the projection of the stream on the role's vector at the row that decides each free token. The floor"
+    " is the same prompt never steered, the ceiling the same question to a model that is told the role;"
+    " normalised persistence is 0 at the floor and 1 at the ceiling. A random direction of equal norm and"
+    " another role's vector show what any push of that size would do."
 )
 
 
@@ -68,20 +69,17 @@ def answer(result: Persistence) -> str:
 
 
 def headlines(result: Persistence, outcome: Outcome) -> list[Headline]:
-    """Persistence of each arm, its difference from floor and random direction, half-life, and coherence."""
+    """Persistence, how much of it a random direction does not give, half-life, and coherence."""
     n, where = len(outcome.seeds), _where(result, outcome)
     why = "" if outcome.ceiling > outcome.floor else "being told the role does not raise the projection here"
-    lines = []
-    for arm in ("steered", "random", "other"):
-        if arm in outcome.persistence:
-            found = outcome.interval(arm)
-            quantity, note = f"{where}: persistence, {arm}", why or found.note
-            lines.append(_line(quantity, found.estimate, found, n, "", None, note))
-    for arm in ("floor", "random"):
-        test = outcome.against(arm)
-        spread = mean_interval(outcome.free_means("steered") - outcome.free_means(arm), method="bootstrap")
-        quantity = f"{where}: free projection, steered − {arm}"
-        lines.append(_line(quantity, test.estimate, spread, test.n, test.method, test.p, ""))
+    kept, floor = outcome.interval("steered"), outcome.against("floor")
+    ours, random = (outcome.persistence[arm] for arm in ("steered", "random"))
+    more, test = mean_interval(ours - random, method="bootstrap"), sign_flip(ours - random)
+    above, beyond = f"above the floor: {floor.method}", f"paired: {test.method}"
+    lines = [
+        _line(f"{where}: persistence", kept.estimate, kept, n, above, floor.p, why or kept.note),
+        _line(f"{where}: persistence beyond a random push", test.estimate, more, n, beyond, test.p, why),
+    ]
     half = outcome.half_life
     excess = "excess over the floor, sign flips"
     lines.append(
@@ -138,8 +136,8 @@ def caveats(config: Any, result: Persistence) -> list[str]:
     ]
     if broken:
         found.append(
-            f"In {len(broken)} of {len(result.outcomes)} conditions the steered text lies beyond the coherence"
-            f" frontier (p95 KL above {COHERENT:g} nat): what persists there may be broken text, not a persona."
+            f"In {len(broken)} of {len(result.outcomes)} conditions the steered text lies beyond the"
+            f" coherence frontier (p95 KL above {COHERENT:g} nat): what persists there may be broken text."
         )
     undefined = [result.names[o.condition.role] for o in result.outcomes if not o.ceiling > o.floor]
     if undefined:
@@ -149,12 +147,12 @@ def caveats(config: Any, result: Persistence) -> list[str]:
     stopped = sum(o.n_stopped["steered"] for o in result.outcomes)
     capped = len(result.outcomes) * n - stopped
     found.append(
-        f"{capped} of {capped + stopped} steered runs hit the cap of {config.n_free} free tokens; {stopped} ended"
-        " of themselves."
+        f"{capped} of {capped + stopped} steered runs hit the cap of {config.n_free} free tokens;"
+        f" {stopped} ended of themselves."
     )
     if config.suppress != "neither":
         found.append(
-            f"The end-of-turn ids were suppressed ({config.suppress}): a text forced past its end is another one."
+            f"End-of-turn ids were suppressed ({config.suppress}): a text forced on is another text."
         )
     found.append("Bands in the curves are pointwise; that a curve leaves a band somewhere is no test.")
     return found

@@ -176,6 +176,8 @@ def conclude(
     seed: int,
 ) -> Persistence:
     """Every condition with its floor and ceiling. Raises ValueError where no condition has finished."""
+    from studies.persistence_samples import samples
+
     if not conditions:
         raise ValueError("no steered cell has finished; run the study further, without --limit")
     outcomes = tuple(_outcome(c, results, n_steer, seed) for c in conditions)
@@ -189,7 +191,7 @@ def conclude(
         seeds=outcomes[0].seeds,
         outcomes=outcomes,
         vectors=vectors,
-        samples=_samples(outcomes, results),
+        samples=tuple(samples(outcomes, results)),
     )
 
 
@@ -256,51 +258,3 @@ def _drift(release: Release, reference: Release, n_steer: int) -> Float[Tensor, 
         mean, floor, ceiling = means
         found.append((mean - floor) / (ceiling - floor) if ceiling > floor else float("nan"))
     return torch.tensor(found)
-
-
-def _samples(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The steered runs that persist most, least and typically, over all conditions, then a floor and a
-    ceiling.
-    """
-    ranked = _ranked(outcomes)
-    chosen = {}
-    if ranked:
-        chosen = {
-            "highest persistence": ranked[-1],
-            "median persistence": ranked[len(ranked) // 2],
-            "lowest persistence": ranked[0],
-        }
-    found = [
-        _sample(reason, o, results[o.condition.cell], "steered", i, value)
-        for reason, (value, o, i) in chosen.items()
-    ]
-    first = outcomes[0]
-    runs = results[first.condition.reference]
-    found.append(_sample("unsteered floor, first run", first, runs, "floor", 0, None))
-    found.append(
-        _sample("ceiling, told the role, first run", first, runs, f"ceiling:{first.condition.role}", 0, None)
-    )
-    return tuple(found)
-
-
-def _ranked(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome, int]]:
-    pairs = [
-        (float(v), o, i) for o in outcomes for i, v in enumerate(o.persistence["steered"]) if not v.isnan()
-    ]
-    return sorted(pairs, key=lambda pair: pair[0])
-
-
-def _sample(
-    reason: str, outcome: Outcome, runs: Any, arm: str, index: int, value: float | None
-) -> dict[str, Any]:
-    row = runs.release.rows(arm)[index]
-    return {
-        "reason": reason,
-        "arm": arm,
-        "condition": str(outcome.condition),
-        "role": outcome.condition.role,
-        "seed": runs.release.seeds[row],
-        "persistence": value,
-        "steered_text": runs.steered_text[row],
-        "free_text": runs.free_text[row],
-    }
