@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mechinterp")
 REFERENCE: BackendName = "transformers"
-QUESTION = "Which three things would you pack for a week on a small island, and why?"
+QUESTION = "Name three things to pack for an island."
 FLOOR = 1e-9  # where a logarithmic axis shows errors of zero
 # What libraries raise for a model that they do not know; anything else is a fault of ours.
 UNSUPPORTED = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, AssertionError)

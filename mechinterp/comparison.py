@@ -32,6 +32,7 @@ from mechinterp.model import Model
 from mechinterp.samples import Phase
 from mechinterp.sampling import sample
 from mechinterp.sites import WRITABLE, Site
+from mechinterp.ties import draw_gap
 
 # float32: the line that the parity tests hold twelve families to. The others keep 11 and 8 bits, and what
 # each kernel rounds on its way through the layers adds up to about ten and six of their last steps.
@@ -139,23 +140,28 @@ def identities(model: Model) -> list[Check]:
 
 
 def _reads(other: Model, truth: Truth) -> list[Check]:
-    checks = []
-    backend, n_layers = other.backend.name, truth.model.dims.n_layers
+    backend, checks = other.backend.name, []
+    shown = tuple(name for name in truth.model.backend.sites if name in other.backend.sites)
+    try:
+        values, logits = _read(other, truth.tokens, shown)
+    except BROKEN:
+        values, logits = None, None  # then site by site, to see which it is
     for name in truth.model.backend.sites:
-        if name not in other.backend.sites:
+        if name not in shown:
             checks.append(Check(backend, "read", name, True, said="this backend does not show it"))
             continue
-        sites = [_site(name, layer) for layer in range(n_layers)]
 
-        def worst(name: str = name, sites: list[Site] = sites) -> tuple[float, str]:
-            values, _ = _read(other, truth.tokens, (name,))
-            found = [(relative(values[site], truth.values[site]), str(site)) for site in sites]
+        def worst(name: str = name) -> tuple[float, str]:
+            read = _read(other, truth.tokens, (name,))[0] if values is None else values
+            found = [(relative(read[s], x), str(s)) for s, x in truth.values.items() if s.name == name]
             return max(found, key=lambda each: math.inf if math.isnan(each[0]) else each[0])
 
         checks.append(_measured(Check(backend, "read", name, False, allowed=truth.gate), worst))
-    logits = Check(backend, "read", "logits", False, allowed=truth.gate)
-    checks.append(_measured(logits, lambda: (relative(_read(other, truth.tokens, ())[1], truth.logits), "")))
-    return checks
+
+    def of_logits() -> tuple[float, str]:
+        return relative(_read(other, truth.tokens, ())[1] if logits is None else logits, truth.logits), ""
+
+    return [*checks, _measured(Check(backend, "read", "logits", False, allowed=truth.gate), of_logits)]
 
 
 def _writes(other: Model, truth: Truth) -> list[Check]:
@@ -233,14 +239,8 @@ def _gap(truth: Truth, mode: str, at: int, other: int) -> tuple[float, str]:
     if temperature is None:
         return float(row[0, expected[at]] - row[0, other]), "a logit difference"
     uniform = drawing.uniforms(truth.seed, ["certificate"], truth.n_tokens)[:, at]
-    steps = [truth.tie * 2.0**power for power in range(-20, 21) if truth.tie * 2.0**power <= TOP_P / 2]
-    for step in steps:
-        for move in (-step, 0.0, step):
-            for wider in (-step, 0.0, step):
-                moved = (uniform + move).clamp(0, 1 - 1e-12)
-                if int(drawing.draw(row, moved, temperature, min(1.0, TOP_P + wider))) == other:
-                    return step, "a move of the draw"
-    return 1.0, "a move of the draw"
+    gap = draw_gap(row, uniform, taken=int(expected[at]), other=other, temperature=temperature, top_p=TOP_P)
+    return gap, "a move of the draw"
 
 
 def _measured(check: Check, measure: Callable[[], tuple[float, str]]) -> Check:

@@ -177,7 +177,7 @@ def test_the_distance_of_a_drawn_id_is_how_far_the_draw_must_move():
 
     asked = truth("llama")
     row = model("llama").forward(TOKENS, interventions=[], logits_at=[-1]).logits[0]  # type: ignore
-    free = replace(asked, n_tokens=1)  # one token: half of it, none, is steered
+    free = replace(asked, n_tokens=1, ids={})  # one token: half of it, none, is steered
     uniform = drawing.uniforms(0, ["certificate"], 1)[:, 0]
 
     def drawn(move: float) -> int:
@@ -189,7 +189,7 @@ def test_the_distance_of_a_drawn_id_is_how_far_the_draw_must_move():
     passed, said = _agreement(other, free.ids["sampled"], free, "sampled")
     assert not passed and "a move of the draw" in said
     distance = float(said.split("move of the draw of ")[1].split()[0])
-    assert 1e-4 < distance <= 2.1 * move
+    assert move / 1.4 < distance <= move * 1.06  # one digit is printed
 
 
 def test_a_backend_that_breaks_fails_in_its_own_words_and_json_holds_no_nan():
