@@ -7,6 +7,8 @@ import torch
 from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mechinterp.backends import attention_rows
+from mechinterp.backends.attention_rows import AttentionCall
 from mechinterp.interventions import Apply
 from mechinterp.loading import wrap
 from mechinterp.model import State
@@ -163,6 +165,18 @@ def test_rotated_queries_and_keys_make_the_rows():
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 16**0.5
     scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
     assert_close(scores.softmax(-1), seen[Site("pattern", 1)], atol=5e-6, rtol=0)
+
+
+def test_fault_059_a_window_is_kept_where_the_kernel_gets_no_mask():
+    """Kernels that take the window as a number (flash attention) are given no mask."""
+    q, k = (torch.randn(1, 2, n, 4, generator=torch.Generator().manual_seed(n)) for n in (3, 10))
+    call = AttentionCall(0, q, k, k, mask=None, scaling=0.5, softcap=None, window=4)
+    found = attention_rows.rows(call, torch.arange(3)[None], torch.tensor([5]))
+    for row in range(3):
+        newest = 7 + row
+        seen = [key for key in range(10) if max(newest - 3, 5) <= key <= newest]
+        assert found[0, 0, row].nonzero().flatten().tolist() == seen
+    assert_close(found.sum(-1), torch.ones(1, 2, 3))
 
 
 def test_rows_see_the_edits_of_their_pass():
