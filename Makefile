@@ -9,11 +9,11 @@ env: $(V)/.ok
 
 # uv takes seconds where pip takes minutes; pip is the way out where uv cannot be had.
 $(V)/.ok: pyproject.toml constraints.txt
-	$(PY) -m venv $(V)
-	$(B)/python -m pip install -q --disable-pip-version-check uv \
+	@$(PY) -m venv $(V)
+	@$(B)/python -m pip install -q --disable-pip-version-check uv 2>/dev/null \
 	  && VIRTUAL_ENV=$(V) $(B)/uv pip install -q $(FIND) -c constraints.txt -e '.[dev]' \
 	  || $(B)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@touch $@
 
 demo: $(V)/.ok
 	$(B)/mechinterp demo
