@@ -46,7 +46,7 @@ class ContrastVectors(Result):
     """One direction a layer; `vectors[22]` is [d_model].
 
     `norm`, `splits`, `null` and `p` are of the mean difference, also where `values` are unit directions.
-    `splits` and `null` have no rows and `p` is NaN where there are too few prompts (`notes` says so). For pairs
+    `splits` and `null` have no rows and `p` is NaN where there are too few prompts (see `notes`). For pairs
     the null is conservative: it takes all prompts for exchangeable, so the questions' own variance is in it.
     """
 

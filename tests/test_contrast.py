@@ -207,10 +207,19 @@ def test_fault_015_identical_sets_are_a_zero_contrast_whatever_batch_they_ran_in
             contrast_vectors(model, a, same, method=method)
 
 
-def test_fault_015_rows_of_equal_prompts_are_equal_bit_for_bit(model):
-    a = asked([MARKER] * 8, 3)
-    found = contrast_vectors(model, [*a, *asked([9] * 3, 4)], [*asked([11], 2), *a])
-    assert torch.equal(found.positive[:3], found.negative[2:])
+def test_fault_015_equal_prompts_run_once_so_their_rows_are_equal_bit_for_bit_in_any_dtype(model):
+    a, one, other = asked([MARKER] * 8, 3), prompt([2], [3], [4, 5]), prompt([2], [3], [4, 6])
+    rows = []
+    hook = model.backend.model.model.embed_tokens.register_forward_pre_hook(
+        lambda module, inputs: rows.append(len(inputs[0]))
+    )
+    contrast_vectors(model, [*a, one], [other])
+    without_copies = sum(rows)
+    found = contrast_vectors(model, [*a, *a, one], [*a, other])
+    hook.remove()
+    assert sum(rows) == 2 * without_copies
+    assert torch.equal(found.positive[:3], found.negative[:3])
+    assert torch.equal(found.positive[3:6], found.negative[:3])
 
 
 # refused ------------------------------------------------------------------------------------------
@@ -276,6 +285,8 @@ def test_the_passport_says_which_weights_prompts_and_positions(model):
     found = contrast_vectors(model, a, b, site="attn_out", position=MeanOver("user"))
     passport = found.vectors("marker").passport
     assert (passport.model, passport.weights_sha256) == ("llama", model.weights_sha256)
+    assert_close(torch.tensor(passport.split_half[0]), found.split_half)
+    assert_close(torch.tensor(passport.null_percentile[0]), found.null_percentile)
     assert (passport.site, passport.positions, passport.method) == (
         "attn_out",
         "mean over user",

@@ -71,6 +71,19 @@ def test_roles_minus_each_other_sum_to_zero(against_others):
     assert_close(against_others.values[roles].sum(0), torch.zeros(3, 64), atol=1e-4, rtol=0)
 
 
+def test_what_is_said_of_a_role_against_the_others_does_not_depend_on_the_control(model):
+    roles = {name: asked([9] * 6, 4, seed=seed) for seed, name in enumerate(("villain", "bard", "pirate"))}
+    one, other = (
+        role_vectors(model, roles | {"control": asked(text, 4)}, control="control", against="others")
+        for text in ([8] * 6, [30, 31, 32])
+    )
+    for k in range(3):
+        assert_close(one.values[k], other.values[k], atol=2e-5, rtol=1e-4)
+        assert_close(one.null_percentile[k], other.null_percentile[k], atol=1.0, rtol=0)
+        assert_close(one.split_half[k], other.split_half[k], atol=1e-3, rtol=0)
+    assert (one.null_percentile[:3] < 99).any(), "roles of one text: their null is no foregone conclusion"
+
+
 def test_both_references_are_of_the_same_activations(against_control, against_others):
     assert torch.equal(against_control.per_prompt, against_others.per_prompt)
     difference = against_control["villain", 1] - against_control["bard", 1]
