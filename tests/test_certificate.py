@@ -107,6 +107,12 @@ def test_the_users_model_is_as_before():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf_model.modules())
 
 
+@pytest.mark.real
+def test_the_embedded_model_is_certified_on_every_backend(real: mi.Model):
+    found = certify(real, backends=BACKENDS, n_tokens=64)  # type: ignore
+    assert found.passed and found.prompt == "chat" and not found.left_out, str(found)
+
+
 # wrong ------------------------------------------------------------------------------------------------------
 
 
@@ -135,12 +141,13 @@ def test_one_wrong_layer_is_named():
 def test_an_edit_that_is_not_written_is_named():
     def wrong(outcome: Any, recorder: Any, request: Any) -> Any:
         if [edit.site.name for edit in request.interventions] == ["z"] and len(request.tokens) == 1:
-            natural = model("llama").forward(request.tokens).logits
-            return replace(outcome, logits=natural[:, -outcome.logits.shape[1] :])  # type: ignore
+            natural = truth("llama").logits[:, -outcome.logits.shape[1] :]
+            return replace(outcome, logits=natural)
         return None
 
     found = failures(checks_of(wrong))
     assert {name.split(" at ")[1] for name in found} == {"z"} and len(found) == 6
+    assert all(check.error is not None and check.error > 0.01 for check in found.values())
 
 
 def test_ids_that_differ_are_told_with_the_token_and_how_far_from_a_tie():

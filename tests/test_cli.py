@@ -164,25 +164,16 @@ def test_fault_098_a_model_that_cannot_be_fetched_is_refused_at_once(capsys):
 def test_fault_101_no_control_character_of_a_name_reaches_the_terminal(capsys, tmp_path):
     err = said(capsys, "models", "verify", "\x1b[31mred\x07\x9b", code=1)
     assert not {"\x1b", "\x07", "\x9b"} & set(err) and "red" in err
-    personas = {
+    people = {
         "control": {"system_prompt": "You are helpful.", "readable_name": "control"},
         "a\x1b[2Jb": {"system_prompt": "You are loud.", "readable_name": "loud"},
     }
-    (tmp_path / "people.json").write_text(json.dumps(personas))
-    roles = json.dumps(["a\x1b[2Jb"])
-    code = main(
-        [
-            "run",
-            "persistence",
-            "--dry-run",
-            "--set",
-            f"personas={tmp_path}/people.json",
-            "--set",
-            f"roles={roles}",
-        ]
+    (tmp_path / "people.json").write_text(json.dumps({"personas": people}))
+    changed = [f"personas={tmp_path}/people.json", f"roles={json.dumps(['a' + chr(27) + '[2Jb'])}"]
+    out = said(
+        capsys, "run", "persistence", "--dry-run", *(part for one in changed for part in ("--set", one))
     )
-    told = "".join(capsys.readouterr())
-    assert "\x1b" not in told and (code == 1 or "a[2Jb" in told)
+    assert "\x1b" not in out and "steer/a[2Jb/" in out
 
 
 # how light it is --------------------------------------------------------------------------------------------
@@ -243,6 +234,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("cli run")  # one worker makes the run
 def test_a_limited_run_says_how_far_it_is_and_goes_on(finished, capsys):
     folder, (first, status, last) = finished
     assert first.startswith("1 of 3 cells finished") and "the same command without --limit goes on" in first
@@ -255,6 +247,7 @@ def test_a_limited_run_says_how_far_it_is_and_goes_on(finished, capsys):
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("cli run")  # one worker makes the run
 def test_the_same_command_again_computes_nothing(finished, capsys):
     folder, _ = finished
     before = contents(folder)
@@ -267,6 +260,7 @@ def test_the_same_command_again_computes_nothing(finished, capsys):
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("cli run")  # one worker makes the run
 def test_a_report_written_again_is_the_same_page(finished, capsys):
     folder, _ = finished
     before = contents(folder)
@@ -276,6 +270,7 @@ def test_a_report_written_again_is_the_same_page(finished, capsys):
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("cli run")  # one worker makes the run
 def test_another_question_is_refused_in_the_same_directory(finished, capsys):
     folder, _ = finished
     before = contents(folder)
@@ -287,6 +282,7 @@ def test_another_question_is_refused_in_the_same_directory(finished, capsys):
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("cli run")  # one worker makes the run
 def test_an_unfinished_run_has_no_report_and_new_sets_a_run_aside(finished, capsys, tmp_path):
     folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
     said(capsys, *asked("--out", str(folder), "--new", "--limit", "1", "--set", "seed=7"))
@@ -297,7 +293,22 @@ def test_an_unfinished_run_has_no_report_and_new_sets_a_run_aside(finished, caps
 
 
 @pytest.mark.real
-def test_a_certificate_is_printed_and_json_is_all_of_stdout(capsys):
-    told = json.loads(said(capsys, "parity", EMBEDDED, "--backends", "nnsight", "--tokens", "4", "--json"))
-    assert told["passed"] is True and told["model"] == EMBEDDED
+def test_a_certificate_of_a_directory_is_printed_and_json_is_all_of_stdout(capsys, tmp_path):
+    """A tiny model beside the tokenizer of the real one, as a user's own checkpoint would lie there."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from mechinterp import hub
+
+    there = hub.resolve(EMBEDDED).path
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.from_pretrained(there, **sizes, **heads)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for path in there.iterdir():
+        if "token" in path.name or path.name.endswith(".jinja"):
+            shutil.copy(path, tmp_path)
+    asked = ["parity", str(tmp_path), "--backends", "nnsight", "--tokens", "4"]
+    told = json.loads(said(capsys, *asked, "--json"))
+    assert told["passed"] is True and told["prompt"] == "chat"
     assert {check["backend"] for check in told["checks"]} == {"transformers", "nnsight"}
+    assert said(capsys, *asked).splitlines()[-1] == told["verdict"]
