@@ -158,13 +158,7 @@ def contrast_vectors(
     mean_difference is mean(positive) - mean(negative); pca_of_differences is a unit direction, signed as
     it is, and needs prompts paired by their order. Raises ValueError for empty sets and a contrast of zero.
     """
-    if method not in ("mean_difference", "pca_of_differences"):
-        raise ValueError(f"method is 'mean_difference' or 'pca_of_differences', not {method!r}")
-    if method == "pca_of_differences" and len(positive) != len(negative):
-        raise ValueError(
-            f"pca_of_differences needs prompts in pairs, not {len(positive)} and {len(negative)};"
-            " give as many of each, or use mean_difference"
-        )
+    _check_method(method, len(positive), len(negative))
     sets = {"positive": positive, "negative": negative}
     reading = read(model, sets, site=site, layers=layers, position=position)
     a, b = reading.sets()
@@ -185,6 +179,16 @@ def contrast_vectors(
         source=reading.source,
         notes=(*reading.notes, *small((len(a), len(b)))),
     )
+
+
+def _check_method(method: str, n: int, m: int) -> None:
+    if method not in ("mean_difference", "pca_of_differences"):
+        raise ValueError(f"method is 'mean_difference' or 'pca_of_differences', not {method!r}")
+    if method == "pca_of_differences" and n != m:
+        raise ValueError(
+            f"pca_of_differences needs prompts in pairs, not {n} and {m};"
+            " give as many of each, or use mean_difference"
+        )
 
 
 def _spread(draws: Float[Tensor, "draw"]) -> dict[str, float]:

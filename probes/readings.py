@@ -134,18 +134,24 @@ def read(
     ids, positions = ([torch.tensor(part) for part in parts] for parts in zip(*wanted, strict=True))
     values = gather(model, ids, asked, positions)[rows]
     every = [prompt for items in prompts.values() for prompt in items]
-    templates = {prompt.template_sha256 for prompt in every}
-    source = Source(
+    source = _source(model, every, site, position, canonical_sha256(held))
+    taken = tuple(at.layer for at in asked)
+    return Reading(tuple(prompts), taken, values, torch.tensor(owner), source, _notes(every, position))
+
+
+def _source(
+    model: Model, prompts: Sequence[Prompt], site: SiteName, position: Position, digest: str
+) -> Source:
+    templates = {prompt.template_sha256 for prompt in prompts}
+    return Source(
         model=model.name,
         weights_sha256=model.weights_sha256,
         revision=model.source.get("revision"),
         site=site,
         pooling=str(position),
         template_sha256=templates.pop() if len(templates) == 1 else None,
-        prompts_digest=canonical_sha256(held),
+        prompts_digest=digest,
     )
-    taken = tuple(at.layer for at in asked)
-    return Reading(tuple(prompts), taken, values, torch.tensor(owner), source, _notes(every, position))
 
 
 def passport_of(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -146,13 +147,9 @@ def role_vectors(
     reading = read(model, prompts, site=site, layers=layers, position=position)
     sets = reading.sets()
     index = reading.names.index(control)
-
-    def contrast(means: Float[Tensor, "role layer d_model"]) -> Float[Tensor, "role layer d_model"]:
-        return means - _subtracted(means, index, against)
-
+    contrast = partial(_contrast, control=index, against=against)
     values = contrast(torch.stack([rows.mean(0) for rows in sets]))
     nulls = _nulls(reading.names, sets, index, against, seed)
-    splits = split_half(sets, contrast, derived_generator(seed, "split-half"))
     return RoleVectors(
         names=reading.names,
         control=control,
@@ -163,7 +160,7 @@ def role_vectors(
         owner=reading.owner,
         norm=values.norm(dim=-1),
         residual_norm=reading.values.norm(dim=-1).mean(0),
-        split_half=splits.mean(0),
+        split_half=split_half(sets, contrast, derived_generator(seed, "split-half")).mean(0),
         null_percentile=torch.stack([percentile(null) for null in nulls]),
         p=torch.stack([null.p for null in nulls]),
         seed=seed,
@@ -184,17 +181,17 @@ def _check_roles(names: list[str], control: str, against: str) -> None:
         )
 
 
-def _subtracted(
-    means: Float[Tensor, "role layer d_model"], control: int, against: Against
+def _contrast(
+    means: Float[Tensor, "role layer d_model"], *, control: int, against: Against
 ) -> Float[Tensor, "role layer d_model"]:
-    """The reference of each row: the control's row, or the mean of the other roles' rows."""
+    """Each row minus the control's row, or minus the mean of the other roles' rows."""
     if against == "control":
-        return means[control].expand_as(means)
+        return means - means[control]
     roles = torch.arange(len(means)) != control
     total = means[roles].sum(0)
     others = (total - means) / (int(roles.sum()) - 1)
     others[control] = total / roles.sum()
-    return others
+    return means - others
 
 
 def _nulls(
