@@ -28,6 +28,7 @@ from probes.readings import (
     passport_of,
     positions_of,
     read,
+    several,
 )
 from probes.reliability import derived_generator, norm_null, percentile, small, split_half
 from probes.vectors import Vectors
@@ -158,7 +159,7 @@ def contrast_vectors(
     mean_difference is mean(positive) - mean(negative); pca_of_differences is a unit direction, signed as
     it is, and needs prompts paired by their order. Raises ValueError for empty sets and a contrast of zero.
     """
-    _check_method(method, len(positive), len(negative))
+    _check_method(method, len(several("positive", positive)), len(several("negative", negative)))
     sets = {"positive": positive, "negative": negative}
     reading = read(model, sets, site=site, layers=layers, position=position)
     a, b = reading.sets()

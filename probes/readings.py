@@ -126,7 +126,7 @@ def read(
     rows, owner, held = [], [], {}
     for k, (name, items) in enumerate(prompts.items()):
         keys = [
-            _key(model, name, number, prompt, position) for number, prompt in enumerate(_several(name, items))
+            _key(model, name, number, prompt, position) for number, prompt in enumerate(several(name, items))
         ]
         rows += [wanted.setdefault(key, len(wanted)) for key in keys]
         owner += [k] * len(keys)
@@ -204,7 +204,8 @@ def _table(measure: Float[Tensor, "name layer"] | None) -> tuple[tuple[float | N
     return tuple(tuple(None if isnan(x) else x for x in line) for line in measure.tolist())
 
 
-def _several(name: str, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+def several(name: str, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """A set of prompts as it is, or a refusal of one prompt and of none."""
     if isinstance(prompts, Prompt):
         raise TypeError(f"{name} is one prompt; put it in a list")
     if not len(prompts):

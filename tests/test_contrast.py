@@ -258,7 +258,9 @@ def test_what_is_no_prompt_site_or_method_is_refused_with_what_to_write(model):
     with pytest.raises(TypeError, match="prompt 0 of positive is a str.*model.chat"):
         contrast_vectors(model, ["hello"], b)
     with pytest.raises(TypeError, match="positive is one prompt"):
-        contrast_vectors(model, a[0], b)
+        contrast_vectors(model, a[0], b, method="pca_of_differences")
+    with pytest.raises(TypeError, match="negative is one prompt"):
+        contrast_vectors(model, a, b[0])
     with pytest.raises(ValueError, match="resid_pre.*not 'z'"):
         contrast_vectors(model, a, b, site="z")
     with pytest.raises(ValueError, match="mean_difference"):
