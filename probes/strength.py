@@ -5,7 +5,7 @@ far from the unedited model as a given number of nats, by an aggregate that sees
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,8 @@ from probes.persist import SteeredRows, Trial, release
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+FAR = 30.0  # in log KL: beyond it a distance is no distance, but "none at all" or "overflow"
 
 Aggregate = Literal["mean", "rmse", "p95", "max"]
 
@@ -110,6 +112,10 @@ def coefficient(
     norm = float(vector.float().norm())
     if norm == 0 or not math.isfinite(norm):
         raise ValueError("the vector has norm zero or is not finite, so no strength can be given to it")
+    if not math.isfinite(strength.value):
+        raise ValueError(f"a strength must be a finite number, not {strength.value}")
+    if isinstance(strength, ResidualNorms) and not 0 < residual_norm < math.inf:
+        raise ValueError(f"the mean norm of the stream must be positive and finite, not {residual_norm}")
     match strength:
         case Raw(value):
             return value
@@ -131,7 +137,9 @@ def calibrate(
     steered_rows: SteeredRows = "generated",
     temperature: float | None = None,
     top_p: float = 1.0,
+    suppress: Literal["steered", "both", "neither"] = "steered",
     seeds: Sequence[int] = (0,),
+    batch_size: int | None = None,
     tolerance: float = 0.1,
     max_tries: int = 12,
 ) -> Calibration:
@@ -142,8 +150,10 @@ def calibrate(
     Rollouts use the same seeds at every try; `tolerance` is relative. The aggregate is over all rows' tokens
     together.
     """
-    if not target.nats > 0 or not start > 0:
+    if not 0 < target.nats < math.inf or not 0 < start < math.inf:
         raise ValueError(f"an equal-KL strength needs nats > 0 and start > 0, not {target.nats} and {start}")
+    if n_tokens < 1 or not prompts or not seeds or max_tries < 1:
+        raise ValueError("a calibration needs at least one token, one prompt, one seed and one try")
 
     def kl_at(c: float) -> float:
         trials = [
@@ -151,8 +161,9 @@ def calibrate(
         ]
         try:
             run = release(
-                model, trials, {"vector": vector}, site=site, n_steer=n_tokens, n_free=0, steered_rows=steered_rows,
-                temperature=temperature, top_p=top_p, kl=True,
+                model, trials, {"vector": vector}, site=site, n_steer=n_tokens, n_free=0,
+                steered_rows=steered_rows, temperature=temperature, top_p=top_p, suppress=suppress, kl=True,
+                batch_size=batch_size,
             )  # fmt: skip
         except FloatingPointError:
             return math.inf  # beyond any coherence: too strong
@@ -160,7 +171,7 @@ def calibrate(
         return float(aggregate(run.kl[run.real], target.aggregate))
 
     tried, found, converged = solve(kl_at, target.nats, start, tolerance, max_tries)
-    best = min(range(len(tried)), key=lambda i: abs(math.log(max(found[i], 1e-12) / target.nats)))
+    best = min(range(len(tried)), key=lambda i: abs(_log_ratio(found[i], target.nats)))
     return Calibration(
         coefficient=tried[best],
         reached=found[best],
@@ -176,42 +187,50 @@ def calibrate(
 
 
 def solve(
-    function, target: float, start: float, tolerance: float, max_tries: int
+    function: Callable[[float], float], target: float, start: float, tolerance: float, max_tries: int
 ) -> tuple[list[float], list[float], bool]:
-    """Illinois regula falsi on log f(c) = log target, over log c; every try is returned."""
+    """Illinois regula falsi on log f(c) = log target, over log c; every try is returned, NaN as infinity.
+
+    Where a bound is only known to be zero or infinite, its distance says nothing and the bracket is halved.
+    """
     tried: list[float] = []
     found: list[float] = []
+    close = math.log1p(tolerance)
 
     def gap(log_c: float) -> float:
         value = function(math.exp(log_c))
         tried.append(math.exp(log_c))
-        found.append(value)
-        return max(-40.0, min(40.0, math.log(max(value, 1e-17) / target))) if value == value else 40.0
+        found.append(math.inf if math.isnan(value) else value)
+        return _log_ratio(found[-1], target)
 
-    close = math.log1p(tolerance)
+    def go_on() -> bool:
+        return len(tried) < max_tries and min(abs(_log_ratio(f, target)) for f in found) > close
+
     low = high = math.log(start)
     at_low = at_high = gap(low)
-    while at_low > 0 and len(tried) < max_tries and abs(at_low) > close:
+    while at_low > 0 and go_on():
         high, at_high = low, at_low
         low -= math.log(2)
         at_low = gap(low)
-    while at_high < 0 and len(tried) < max_tries and abs(at_high) > close:
+    while at_high < 0 and go_on():
         low, at_low = high, at_high
         high += math.log(2)
         at_high = gap(high)
     side = 0
-    while len(tried) < max_tries and min(abs(at_low), abs(at_high)) > close:
+    while go_on():
         middle = (low * at_high - high * at_low) / (at_high - at_low)
         middle = min(max(middle, low + 0.05 * (high - low)), high - 0.05 * (high - low))
+        if max(-at_low, at_high) >= FAR:
+            middle = (low + high) / 2
         at = gap(middle)
-        if abs(at) <= close:
-            return tried, found, True
         if at < 0:
-            low, at_low = middle, at
-            at_high = at_high / 2 if side == -1 else at_high
-            side = -1
+            low, at_low, at_high = middle, at, at_high / 2 if side == -1 and at_high < FAR else at_high
         else:
-            high, at_high = middle, at
-            at_low = at_low / 2 if side == 1 else at_low
-            side = 1
-    return tried, found, min(abs(math.log(max(f, 1e-17) / target)) for f in found) <= close
+            high, at_high, at_low = middle, at, at_low / 2 if side == 1 and at_low > -FAR else at_low
+        side = -1 if at < 0 else 1
+    return tried, found, min(abs(_log_ratio(f, target)) for f in found) <= close
+
+
+def _log_ratio(value: float, target: float) -> float:
+    """log(value / target), cut off where all that is known is that the value is none or too large."""
+    return FAR if value == math.inf else max(-FAR, min(FAR, math.log(max(value, 1e-300) / target)))

@@ -110,7 +110,9 @@ def calibrated(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Conf
         steered_rows=config.steered_rows,
         temperature=config.temperature,
         top_p=config.top_p,
+        suppress=config.suppress,
         seeds=seeds(config),
+        batch_size=config.batch_size,
     )
 
 
