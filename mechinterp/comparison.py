@@ -118,7 +118,7 @@ def edits_of(
         "ProjectOut": ProjectOut(site, natural.cpu().float() + v),  # all of a row would leave rounding alone
         "Clamp": Clamp(site, v, low=0.4 * size, high=0.6 * size),
         "Rotate": Rotate(site, v, angle=0.4),
-        "Apply": Apply(site, torch.relu),
+        "Apply": Apply(site, lambda x: x + 0.5 * x.relu()),
     }
 
 

@@ -108,6 +108,8 @@ def test_the_users_model_is_as_before():
 
 
 @pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_embedded_model_is_certified_on_every_backend(real: mi.Model):
     found = certify(real, backends=BACKENDS, n_tokens=64)  # type: ignore
     assert found.passed and found.prompt == "chat" and not found.left_out, str(found)
