@@ -34,6 +34,7 @@ test-matrix:
 	.venv-tl4/bin/python -m pip install -q --disable-pip-version-check uv
 	grep -v '^transformer-lens==' constraints.txt > .venv-tl4/constraints.txt
 	VIRTUAL_ENV=.venv-tl4 .venv-tl4/bin/uv pip install -q $(FIND) -c .venv-tl4/constraints.txt 'transformer-lens>=4,<5' -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-tl4/bin/python -m pytest -n 2 tests/test_parity.py tests/test_verify.py tests/test_model.py
+	OMP_NUM_THREADS=1 .venv-tl4/bin/python -m pytest -n 2 tests/test_parity.py tests/test_verify.py tests/test_model.py \
+	  tests/test_library_objects.py
 
 .PHONY: env demo test lint types test-matrix

@@ -110,8 +110,8 @@ def _nnsight(model: Any, prompt: Tensor, size: int, n: int) -> Any:
                     state = state + vector
                     lm.model.layers[LAYER].output = state
                 seen.append((state[:, -1] @ vector).clone())
-            out = tracer.result.save()
-        return out
+            ids: Tensor = tracer.result.save()
+        return ids
 
     def run() -> Tensor:
         return phase(phase(prompt.expand(size, -1), True), False)

@@ -105,8 +105,6 @@ def show(report: dict[str, Any]) -> str:
             ratio = (
                 f"{entry['ratio']:>10.2f} {entry['wall_ratio']:>10.2f}" if "ratio" in entry else f"{'':>21}"
             )
-            wrong = entry.get("max_error")
-            lines.append(
-                f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {'' if wrong is None else f'{wrong:.1e}':>10}"
-            )
+            wrong = f"{entry['max_error']:.1e}" if entry.get("max_error") is not None else ""
+            lines.append(f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {wrong:>10}")
     return "\n".join(lines)

@@ -10,13 +10,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "loading": ("load", "with_adapter", "wrap"),
-    "model": ("Activations", "Model", "State"),
+    "activations": ("Activations", "State"),
+    "model": ("Model",),
     "sites": ("Site",),
     "chat": ("Prompt", "insert_question", "plain", "render"),
     "segmentation": ("Segmentation",),
-    "interventions": (
-        "Add", "Apply", "At", "Clamp", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion",
-        "Newest", "ProjectOut", "Ramp", "Replace", "Rotate",
+    "interventions": ("Add", "Apply", "Clamp", "ProjectOut", "Replace", "Rotate"),
+    "where": (
+        "At", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion", "Newest",
+        "Ramp",
     ),
     "sampling": ("Phase", "Samples", "Watch", "sample", "stop_ids"),
     "results": ("Result", "load_result"),
@@ -28,7 +30,8 @@ _OWNER = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["__version__", *_OWNER]
 
 if TYPE_CHECKING:
-    from mechinterp.loading import with_adapter as with_adapter
+    from mechinterp.activations import Activations as Activations
+    from mechinterp.activations import State as State
     from mechinterp.cells import Cell as Cell
     from mechinterp.certificate import certify as certify
     from mechinterp.chat import Prompt as Prompt
@@ -37,25 +40,14 @@ if TYPE_CHECKING:
     from mechinterp.chat import render as render
     from mechinterp.interventions import Add as Add
     from mechinterp.interventions import Apply as Apply
-    from mechinterp.interventions import At as At
     from mechinterp.interventions import Clamp as Clamp
-    from mechinterp.interventions import Constant as Constant
-    from mechinterp.interventions import Everywhere as Everywhere
-    from mechinterp.interventions import FirstN as FirstN
-    from mechinterp.interventions import From as From
-    from mechinterp.interventions import Generated as Generated
-    from mechinterp.interventions import InPrompt as InPrompt
-    from mechinterp.interventions import InRegion as InRegion
-    from mechinterp.interventions import Newest as Newest
     from mechinterp.interventions import ProjectOut as ProjectOut
-    from mechinterp.interventions import Ramp as Ramp
     from mechinterp.interventions import Replace as Replace
     from mechinterp.interventions import Rotate as Rotate
     from mechinterp.loading import load as load
+    from mechinterp.loading import with_adapter as with_adapter
     from mechinterp.loading import wrap as wrap
-    from mechinterp.model import Activations as Activations
     from mechinterp.model import Model as Model
-    from mechinterp.model import State as State
     from mechinterp.results import Result as Result
     from mechinterp.results import load_result as load_result
     from mechinterp.runs import Run as Run
@@ -66,6 +58,16 @@ if TYPE_CHECKING:
     from mechinterp.sampling import stop_ids as stop_ids
     from mechinterp.segmentation import Segmentation as Segmentation
     from mechinterp.sites import Site as Site
+    from mechinterp.where import At as At
+    from mechinterp.where import Constant as Constant
+    from mechinterp.where import Everywhere as Everywhere
+    from mechinterp.where import FirstN as FirstN
+    from mechinterp.where import From as From
+    from mechinterp.where import Generated as Generated
+    from mechinterp.where import InPrompt as InPrompt
+    from mechinterp.where import InRegion as InRegion
+    from mechinterp.where import Newest as Newest
+    from mechinterp.where import Ramp as Ramp
 
 
 def __getattr__(name: str) -> Any:

@@ -168,7 +168,7 @@ def _compared(name: BackendName, truth: Truth) -> tuple[tuple[Check, ...], str |
     reference: Any = truth.model
     logger.info("comparing %s with %s", name, REFERENCE)
     try:
-        made, _ = make_backend(name, reference.backend.model, reference.backend.anatomy, reference.tokenizer)
+        made, _ = make_backend(name, reference.backend.model, reference.backend.anatomy)
     except UNSUPPORTED as error:
         return (), f"{type(error).__name__}: {error}"
     found = compare(replace(reference, backend=made), truth)

@@ -1,7 +1,7 @@
 """One token from logits: greedy, or from the top-p distribution exactly, without a sort.
 
-Every row has its own generator, keyed by a digest of (seed, the row's name), so that what a row draws does not
-depend on its place in a batch or on its neighbours.
+Every row has its own generator, keyed by a digest of (seed, the row's name), so that what a row draws depends
+neither on its place in a batch nor on its neighbours.
 """
 
 import torch
@@ -30,8 +30,8 @@ def draw(
 ) -> Int[Tensor, "row"]:
     """One id a row. Temperature None takes the argmax; the logits hold -inf where an id is suppressed.
 
-    A candidate drawn from the whole softmax is kept iff the ids strictly likelier than it hold less than top_p of the
-    mass: this is the top-p distribution, and no vocabulary is sorted.
+    A candidate drawn from the whole softmax is kept iff the ids strictly likelier than it hold less than
+    top_p of the mass: this is the top-p distribution, and no vocabulary is sorted.
     """
     if temperature is None:
         return logits.argmax(-1)

@@ -6,8 +6,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from mechinterp.interventions import At, Clamp, Intervention, ProjectOut, Rotate, Schedule, Where
+from mechinterp.interventions import Clamp, Intervention, ProjectOut, Rotate
 from mechinterp.sites import WRITABLE, as_index
+from mechinterp.where import At, Schedule, Where
 
 
 def check(intervention: Intervention, shape: tuple[int, ...], n_batch: int) -> None:

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.activations import State, with_parts
 from mechinterp.backends.protocol import Pass
-from mechinterp.interventions import Rows
-from mechinterp.model import Model, State, with_parts
+from mechinterp.model import Model
 from mechinterp.sites import Site
+from mechinterp.where import Rows
 
 ROWS = 1536  # slots a pass: larger batches gain nothing here, smaller ones lose up to a fifth
 SHARED = 6  # a common prefix shorter than this costs more than it saves

@@ -1,8 +1,7 @@
 """An edit of an activation as data: which site, which rows of which sequences, how much, and when.
 
-Positions are absolute indices into a sequence's own tokens and steps count generated tokens, so one
-intervention means the same for a whole sequence, for cached steps and for padded batches. Several at one site
-compose in the order they are given; sites are visited in the order of a forward pass.
+Several edits at one site compose in the order they are given; sites are visited in the order of a forward
+pass. The places and schedules that an edit takes live in `mechinterp.where`; this file passes them on.
 """
 
 import math
@@ -11,137 +10,32 @@ from dataclasses import dataclass, field
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechinterp.sites import Site, as_index
+from mechinterp.sites import Site
+from mechinterp.where import (
+    At,
+    Constant,
+    Everywhere,
+    FirstN,
+    From,
+    Generated,
+    InPrompt,
+    InRegion,
+    Newest,
+    Ramp,
+    Rows,
+    Schedule,
+    Where,
+)
 
+__all__ = [
+    "Add", "Apply", "Clamp", "Intervention", "ProjectOut", "Replace", "Rotate", "Vector",
+    "At", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion", "Newest", "Ramp",
+    "Rows", "Schedule", "Where",
+]  # fmt: skip
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Which rows of which sequences an activation holds.
-
-    `position` is negative on left padding. `step` is the generated token that the row decides, counted from 0
-    at the last prompt token; it is negative in the prompt before that. `real` is False on padding at either
-    side.
-    """
-
-    position: Int[Tensor, "batch position"]
-    step: Int[Tensor, "batch position"]
-    real: Bool[Tensor, "batch position"]
-
-
-@dataclass(frozen=True)
-class Everywhere:
-    """Every real row."""
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real
-
-
-@dataclass(frozen=True)
-class At:
-    """The rows at these absolute positions, in every sequence."""
-
-    positions: tuple[int, ...]
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real & torch.isin(
-            rows.position, torch.tensor(self.positions, device=rows.position.device)
-        )
-
-
-@dataclass(frozen=True)
-class From:
-    """The rows from an absolute position on."""
-
-    position: int
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real & (rows.position >= self.position)
-
-
-@dataclass(frozen=True)
-class InPrompt:
-    """The rows before the one that decides the first generated token."""
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real & (rows.step < 0)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """The rows that decide generated tokens: from the last prompt row on (methods.md 10.2, `generated`)."""
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real & (rows.step >= 0)
-
-
-@dataclass(frozen=True)
-class Newest:
-    """Only the row that decides the next token; all earlier rows stay natural (methods.md 10.2, `last`).
-
-    In a single pass this is the last real row. `sample` keeps a natural cache beside it, at twice the cost.
-    """
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        last = rows.position.masked_fill(~rows.real, -1).amax(1, keepdim=True)
-        return rows.real & (rows.position == last)
-
-
-@dataclass(frozen=True, eq=False)
-class InRegion:
-    """The rows of a region of a prompt's segmentation; rows past its end belong to no region."""
-
-    positions: Int[Tensor, "n"]
-
-    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
-        return rows.real & torch.isin(rows.position, self.positions.to(rows.position.device))
-
-
-Where = Everywhere | At | From | InPrompt | Generated | Newest | InRegion
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same strength at every step."""
-
-    def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
-        return torch.ones_like(step, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class FirstN:
-    """Full strength while the first n tokens are decided, nothing after; prompt rows count as before."""
-
-    n: int
-
-    def __post_init__(self):
-        if as_index(self.n, "n of FirstN") < 0:
-            raise ValueError(f"FirstN counts tokens from 0 on, not {self.n}")
-
-    def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
-        return (step < self.n).float()
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """From `start` to `end` times the strength, linearly over n steps, and `end` from then on."""
-
-    n: int
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self):
-        if as_index(self.n, "n of Ramp") < 1 or not math.isfinite(self.start) or not math.isfinite(self.end):
-            raise ValueError(f"{self} needs n >= 1 steps and finite ends; Constant() is the ramp of no steps")
-
-    def factor(self, step: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position"]:
-        share = (step.float() / self.n).clamp(0, 1)
-        return self.start + (self.end - self.start) * share
-
-
-Schedule = Constant | FirstN | Ramp
 Vector = Float[Tensor, "*batch_and_shape"]
 
 
@@ -165,7 +59,7 @@ class Intervention:
     def change(
         self, x: Float[Tensor, "n d"], weight: Float[Tensor, "n 1"], rows: Tensor
     ) -> Float[Tensor, "n d"]:
-        """The new value of the chosen rows; `weight` is strength times schedule, `rows` their batch indices."""
+        """The new value of the chosen rows; `weight` is strength times schedule, `rows` the batch rows."""
         raise TypeError(
             f"{type(self).__name__} is no edit; use Add, Replace, ProjectOut, Clamp, Rotate or Apply"
         )
@@ -188,7 +82,7 @@ class Intervention:
     def edit(
         self, x: Float[Tensor, "batch position *shape"], rows: Rows
     ) -> Float[Tensor, "batch position *shape"]:
-        """x with the chosen rows changed, computed in fp32 or better, in x's dtype; x itself is left alone."""
+        """x with the chosen rows changed: computed in fp32 or better, given in x's dtype; x is left alone."""
         mask = self.mask(rows).to(x.device)
         if not mask.any():
             return x
@@ -220,9 +114,7 @@ def _rejected(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) -> Float[Tens
 
 
 def _sideways(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"], parallel: Tensor) -> Float[Tensor, "n d"]:
-    """The unit vector across u towards x; where x is parallel to u no plane is given, and the axis most
-    across u is.
-    """
+    """The unit vector across u towards x; where x is parallel to u, towards the axis that u has least of."""
     axis = torch.nn.functional.one_hot(unit.abs().argmin(-1), unit.shape[-1]).to(unit)
     return _unit(_rejected(torch.where(parallel, axis, x), unit))
 
@@ -291,7 +183,7 @@ class Clamp(Intervention):
 
 @dataclass(frozen=True, eq=False)
 class Rotate(Intervention):
-    """Turns x towards a direction by strength * angle radians, keeping its norm; it stops at the direction."""
+    """Turns x towards a direction by strength * angle radians at constant norm, and stops at it."""
 
     direction: Vector
     angle: float

@@ -66,8 +66,7 @@ def load(
 
 
 def with_adapter(base: Model, adapter: str | Path) -> Model:
-    """A loaded base with a peft adapter on: another `Model` over the same weights; the base stays adapter
-    off.
+    """A loaded base with a peft adapter on: another `Model` over the same weights; the base stays off.
 
     Raises as `load`, and ValueError for a base whose library keeps no Hugging Face model to share.
     """
@@ -112,8 +111,7 @@ def wrap(
     anatomy: Anatomy | None = None,
     verify: bool = True,
 ) -> Model:
-    """A model object that you have already: a Hugging Face causal model, nnsight's or transformer-lens's
-    wrapper.
+    """A model object that you have already: Hugging Face's, nnsight's or transformer-lens's.
 
     The object, its config, modules, hooks and attention implementation are left as they are.
     """
@@ -146,7 +144,7 @@ def _build(
     verify: bool,
 ) -> Model:
     row = anatomy or anatomy_of(hf_model.config)
-    made, notes = make_backend(backend, hf_model, row, tokenizer)
+    made, notes = make_backend(backend, hf_model, row)
     record = {
         **record,
         "dtype": str(made.dtype).removeprefix("torch."),
@@ -159,7 +157,7 @@ def _build(
 
 
 def eos_of(hf_model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every id that ends a turn or a text: the tokenizer's, the config's, and all of the generation config's."""
+    """Every id that ends a turn or a text: of the tokenizer, the config and the generation config."""
     found: set[int] = set()
     for holder in (
         getattr(hf_model, "generation_config", None),
@@ -172,7 +170,7 @@ def eos_of(hf_model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def make_backend(
-    backend: BackendName, hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any
+    backend: BackendName, hf_model: nn.Module, anatomy: Anatomy
 ) -> tuple[Backend, tuple[str, ...]]:
     """The library's side of a model, and what its user must know about it."""
     notes: tuple[str, ...] = ()
@@ -187,13 +185,13 @@ def make_backend(
     if backend == "nnsight":
         from mechinterp.backends.nnsight import NNsightBackend
 
-        return NNsightBackend(hf_model, anatomy, tokenizer), notes
+        return NNsightBackend(hf_model, anatomy), notes
     from mechinterp.backends import transformer_lens as lens
 
     if backend == "transformer_bridge":
-        return lens.bridge(hf_model, anatomy, tokenizer), notes
+        return lens.bridge(hf_model, anatomy), notes
     copied = "HookedTransformer re-lays the weights and owns a second copy of them"
-    return lens.hooked_transformer(hf_model, anatomy, tokenizer), (*notes, copied)
+    return lens.hooked_transformer(hf_model, anatomy), (*notes, copied)
 
 
 def _checked(model: Model, verify: bool) -> Model:

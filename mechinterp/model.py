@@ -1,5 +1,4 @@
-"""A model behind one door: a backend, a tokenizer and a name. Everything that is asked of a model is checked
-here.
+"""A model behind one door: a backend, a tokenizer and a name. All that is asked of a model is checked here.
 
 Nothing above this file knows which library runs. `resid_mid` is computed here, as `resid_pre + attn_out`, on
 every backend; it is read, never written.
@@ -13,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechinterp.backends.protocol import Backend, Cache, Dims, Pass, Recorder
+from mechinterp.activations import Activations, State, with_mid, with_parts
+from mechinterp.backends.protocol import Backend, Dims, Pass, Recorder
 from mechinterp.backends.turns import turn
 from mechinterp.chat import Prompt, plain, render
 from mechinterp.edit_checks import check
@@ -23,53 +23,8 @@ from mechinterp.sites import Site, as_index
 
 
 @dataclass(frozen=True, eq=False)
-class State:
-    """Where a sequence of cached passes stands: the library's cache and what its slots hold."""
-
-    cache: Cache
-    n_slots: int
-    pad_left: Int[Tensor, "batch"] | None
-    prompt_lengths: Int[Tensor, "batch"]
-
-    def select(self, rows: Int[Tensor, "row"]) -> "State":
-        """The state of some batch rows, with a cache of its own."""
-        pad = None if self.pad_left is None else self.pad_left[rows]
-        return State(self.cache.select(rows), self.n_slots, pad, self.prompt_lengths[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """One forward pass. `values[site]` is [batch, position, ...] at the asked positions, all of them by
-    default.
-
-    `pattern` is [batch, head, position, key]. `applied` counts the rows that each intervention changed.
-    """
-
-    tokens: Int[Tensor, "batch position"]
-    logits: Float[Tensor, "batch position d_vocab"] | None
-    values: dict[Site, Tensor]
-    state: State | None
-    applied: tuple[int, ...] = ()
-    natural: dict[Site, Tensor] = field(default_factory=dict)
-
-    def __getitem__(self, site: Site) -> Tensor:
-        if site not in self.values:
-            captured = ", ".join(str(s) for s in sorted(self.values)) or "nothing"
-            raise KeyError(f"{site} was not captured (captured: {captured}); name it in capture=")
-        return self.values[site]
-
-    def stack(self, name: str) -> Float[Tensor, "layer batch position *shape"]:
-        """One site over all its captured layers."""
-        found = [self.values[site] for site in sorted(self.values) if site.name == name]
-        if not found:
-            raise KeyError(f"no {name} was captured; name it in capture=")
-        return torch.stack(found)
-
-
-@dataclass(frozen=True, eq=False)
 class Model:
-    """A backend, a tokenizer and a name. Frozen: adapter on and adapter off are two models over one set of
-    weights.
+    """A backend, a tokenizer and a name; frozen: adapter on and off are two models over one set of weights.
 
     `source` records where the weights came from (for manifests); `weights_sha256` is their digest. `eos_ids`
     are all the ids that end a turn or a text.
@@ -88,14 +43,15 @@ class Model:
         return self.backend.dims
 
     def __repr__(self) -> str:
-        return f"Model({self.name!r}, backend={self.backend.name!r}, {self.dims.n_layers} layers, {self.backend.dtype})"
+        backend = self.backend
+        return f"Model({self.name!r}, backend={backend.name!r}, {self.dims.n_layers} layers, {backend.dtype})"
 
     # prompts ------------------------------------------------------------------------------------------------
 
     def chat(self, question: str, *, system: str | None = None, chat: bool = True) -> Prompt:
-        """One question as a prompt that ends where the answer begins; `chat=False` for models without a
-        template.
+        """One question as a prompt that ends where the answer begins.
 
+        `chat=False` is for models without a template.
         `system=None` leaves the system message out (a template may then insert its own, which is labelled);
         `""` is an empty one.
         """
@@ -170,9 +126,7 @@ class Model:
     def run(
         self, request: Pass, prompt_lengths: Int[Tensor, "batch"], capture: tuple[Site, ...]
     ) -> Activations:
-        """A pass that is already resolved; `sample` calls this at every token, `forward` is the door for all
-        else.
-        """
+        """A pass that is already resolved: `sample` runs one a token; `forward` is the door for all else."""
         recorder = Recorder(request)
         n_before = request.n_cached
         with turn(self.backend):
@@ -183,38 +137,36 @@ class Model:
         state = None
         if outcome.cache is not None:
             state = State(outcome.cache, n_before + request.tokens.shape[1], request.pad_left, prompt_lengths)
-        values = _with_mid(recorder.values, capture)
+        values = with_mid(recorder.values, capture)
         return Activations(
             request.tokens, outcome.logits, values, state, tuple(recorder.applied), recorder.natural
         )
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        """The logits of a residual stream after the last layer: final norm, unembedding, scale and soft-
-        capping.
-        """
+        """The logits of a stream after the last layer: final norm, unembedding, scale and soft-capping."""
         return self.backend.unembed(residual)
 
     # checks -------------------------------------------------------------------------------------------------
 
     def check_interventions(self, interventions: Sequence[Intervention], n_batch: int) -> None:
-        """Raises TypeError, ValueError or IndexError for edits that the model cannot take in a batch of this
-        size.
-        """
+        """Raises TypeError, ValueError or IndexError for edits that a batch of this size cannot take."""
         for intervention in interventions:
             if not isinstance(intervention, Intervention):
                 raise TypeError(
-                    f"{intervention!r} is no intervention; use Add, Replace, ProjectOut, Clamp, Rotate or Apply"
+                    f"{intervention!r} is no intervention; use Add, Replace, ProjectOut, Clamp, Rotate or"
+                    " Apply"
                 )
             self.check_site(intervention.site)
             check(intervention, self.dims.shape(intervention.site), n_batch)
         if len({id(i) for i in interventions}) < len(interventions):
             raise ValueError(
-                "the same intervention is given twice; to apply it twice, make a second one or double its strength"
+                "the same intervention is given twice; to apply it twice, make a second one or double its"
+                " strength"
             )
 
     def check_site(self, site: Site) -> None:
-        """Raises IndexError for a layer that is not there and ValueError for a site that the model has not."""
+        """Raises IndexError for a layer that is not there, ValueError for a site that the model has not."""
         if not isinstance(site, Site):
             raise TypeError(f"{site!r} is no site; write Site(name, layer)")
         n = self.dims.n_layers
@@ -252,14 +204,16 @@ class Model:
         n = tokens.shape[1] + (0 if cache is None else cache.n_slots)
         if self.dims.n_ctx is not None and n > self.dims.n_ctx:
             raise ValueError(
-                f"{self.name} has a context of {self.dims.n_ctx} positions; {n} were given: shorten the prompt"
+                f"{self.name} has a context of {self.dims.n_ctx} positions; {n} were given:"
+                " shorten the prompt"
             )
         if cache is not None and len(cache.prompt_lengths) != len(tokens):
             raise ValueError(f"the cache holds {len(cache.prompt_lengths)} rows, the tokens {len(tokens)}")
         if cache is not None and cache.cache.n_slots != cache.n_slots:
             raise ValueError(
-                f"the cache of {cache.n_slots} positions was used up by a later pass and now holds {cache.cache.n_slots};"
-                " go on from the newest state, and branch with state.select(rows) before a pass"
+                f"the cache of {cache.n_slots} positions was used up by a later pass and now"
+                f" holds {cache.cache.n_slots}; go on from the newest state, and branch with"
+                " state.select(rows) before a pass"
             )
         return tokens.to(self.backend.device, torch.long)
 
@@ -302,23 +256,3 @@ def _check_logits(logits: Float[Tensor, "batch k d_vocab"], edited: bool) -> Non
         raise FloatingPointError(
             "the edited model gives the same logit to every token; use a smaller strength"
         )
-
-
-def with_parts(capture: tuple[Site, ...]) -> tuple[Site, ...]:
-    """What a backend must capture: resid_mid is made of resid_pre and attn_out."""
-    parts = [s for s in capture if s.name != "resid_mid"]
-    for site in capture:
-        if site.name == "resid_mid":
-            parts += [Site("resid_pre", site.layer), Site("attn_out", site.layer)]
-    return tuple(sorted(set(parts)))
-
-
-def _with_mid(values: dict[Site, Tensor], capture: tuple[Site, ...]) -> dict[Site, Tensor]:
-    """The captured sites that were asked for, in the order asked."""
-    return {
-        site: values[Site("resid_pre", site.layer)] + values[Site("attn_out", site.layer)]
-        if site.name == "resid_mid"
-        else values[site]
-        for site in capture
-        if site.name == "resid_mid" or site in values
-    }

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechinterp.interventions import At, From, Intervention, Rows
+from mechinterp.interventions import Intervention
 from mechinterp.sites import as_index
+from mechinterp.where import At, From, Rows
 
 
 def layout(

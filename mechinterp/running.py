@@ -178,4 +178,7 @@ def crowded() -> str | None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load <= cores + 0.5:
         return None
-    return f"load average {load:.1f} on {cores} cores: other work slows this down; OMP_NUM_THREADS=1 may be faster"
+    return (
+        f"load average {load:.1f} on {cores} cores: other work slows this down;"
+        " OMP_NUM_THREADS=1 may be faster"
+    )

@@ -1,8 +1,8 @@
 """Sampling in phases, on ids: steer, let go, and watch every token in the same pass.
 
-The loop is our own, over cached passes, so that what happens to the keys and values between two phases is a named
-choice: `cache="fresh"` discards what the steered phase wrote and goes on from a natural pass over the same ids,
-`cache="carry"` keeps it. It belongs to the phase that is entered (methods.md 10.2).
+The loop is our own, over cached passes, so that what happens to the keys and values between two phases is a
+named choice: `cache="fresh"` discards what the steered phase wrote and goes on from a natural pass over the
+same ids, `cache="carry"` keeps it. The choice belongs to the phase that is entered.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechinterp import drawing
+from mechinterp.activations import with_parts
 from mechinterp.divergence import kl
 from mechinterp.interventions import Intervention
-from mechinterp.model import Model, with_parts
+from mechinterp.model import Model
 from mechinterp.sample_checks import check_phase, check_sampling, check_watch, rows_of_prompts
 from mechinterp.samples import Phase, Samples, Telemetry, Watch, joined
 from mechinterp.sites import as_index
@@ -43,10 +44,10 @@ def sample(
 ) -> Samples:
     """Samples every row through the phases.
 
-    prompts: ids, one row each, of any lengths. Temperature None is greedy. A row's draws come from (seed, its name)
-    alone: rows of one name draw alike, which pairs them; names default to the row numbers. `stop` None is
-    `stop_ids(model)`: a row ends where one is sampled, unless the phase suppresses it. A batch that does not fit in
-    memory is halved and goes on; `Samples.batches` says so.
+    prompts: ids, one row each, of any lengths. Temperature None is greedy. A row's draws come from (seed,
+    its name) alone: rows of one name draw alike, which pairs them; names default to the row numbers. `stop`
+    None is `stop_ids(model)`: a row ends where one is sampled, unless the phase suppresses it. A batch that
+    does not fit in memory is halved and goes on; `Samples.batches` says so.
     Raises ValueError or TypeError before any compute where a request cannot be met.
     """
     rows = rows_of_prompts(prompts)
@@ -215,7 +216,7 @@ def _acts(intervention: Intervention) -> bool:
 
 
 def rows_of(intervention: Intervention, rows: range) -> Intervention:
-    """The intervention for some rows of a larger batch: vectors, strengths and batch rows that are one for each row."""
+    """The intervention for some rows of a larger batch: what it holds for each row is cut to those rows."""
     from dataclasses import fields, replace
 
     if rows.start == 0 and intervention.batch_rows is None and not isinstance(intervention.strength, Tensor):

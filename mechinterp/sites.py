@@ -13,7 +13,8 @@ from functools import total_ordering
 from typing import Literal, get_args
 
 SiteName = Literal[
-    "resid_pre", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"
+    "resid_pre", "q", "k", "v", "q_rot", "k_rot", "pattern", "z", "attn_out", "resid_mid", "mlp_out",
+    "resid_post",
 ]  # fmt: skip
 NAMES: tuple[str, ...] = get_args(SiteName)
 WRITABLE: tuple[str, ...] = ("resid_pre", "z", "attn_out", "mlp_out", "resid_post")
@@ -38,8 +39,8 @@ class Site:
     def __post_init__(self):
         if self.name not in NAMES:
             close = get_close_matches(str(self.name), NAMES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no site {self.name!r}{hint} The sites are {', '.join(NAMES)}")
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"there is no site {self.name!r}{hint}; the sites are {', '.join(NAMES)}")
         object.__setattr__(self, "layer", as_index(self.layer, "layer"))
 
     def __lt__(self, other: "Site") -> bool:
@@ -61,7 +62,7 @@ class Site:
 
 
 def as_index(value: object, what: str) -> int:
-    """An int from an int or a numpy integer; bools, floats and strings are refused, for they hide mistakes."""
+    """An int from an int or a numpy integer; bools, floats and strings hide mistakes and are refused."""
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -13,11 +13,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.activations import Activations, State, with_parts
 from mechinterp.backends.protocol import Pass, Recorder, Replays
 from mechinterp.backends.turns import turn
-from mechinterp.interventions import Generated, Intervention, Newest, Rows
-from mechinterp.model import Activations, Model, State, with_parts
+from mechinterp.interventions import Intervention
+from mechinterp.model import Model
 from mechinterp.sites import Site
+from mechinterp.where import Generated, Newest, Rows
 
 
 @dataclass(eq=False)
@@ -64,7 +66,7 @@ class Stream:
             self.rebuild = None  # edits on top of carried ones: only a whole natural pass undoes both
 
     def step(self, watch: "object | None") -> tuple[Float[Tensor, "row d_vocab"], Activations]:
-        """The logits that decide the next token, from a pass over every id that the cache does not hold yet."""
+        """The logits that decide the next token, from a pass over all ids that are not yet in the cache."""
         if self.state is None:
             self._share_prompt()
         n_before = 0 if self.state is None else self.state.n_slots

@@ -1,6 +1,4 @@
-"""Tiny random-weight models, one for each architecture family, built from configs: no download, well under a
-second.
-"""
+"""Tiny random-weight models, one for each architecture family, built from configs without a download."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +7,8 @@ import torch
 from torch import nn
 
 FAMILIES = [
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi3", "olmo2", "granite", "bloom",
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text",
+    "gpt2", "gpt_neox", "phi3", "olmo2", "granite", "bloom",
 ]  # fmt: skip
 SIZES = {
     "hidden_size": 64,

@@ -41,7 +41,7 @@ def reference(family: str) -> TransformersBackend:
 @cache
 def made(family: str, kind: Any) -> Backend:
     model = shared(family)
-    return make_backend(kind, model, anatomy_of(model.config), None)[0]
+    return make_backend(kind, model, anatomy_of(model.config))[0]
 
 
 def a_pass(tokens: torch.Tensor, *, pad: torch.Tensor | None = None, before: int = 0, **asked: Any) -> Pass:

@@ -24,17 +24,19 @@ LOWER = {  # within mechinterp: what each of these files may import of ours
     "divergence": set(),
     "segmentation": set(),
     "drawing": {"cells"},
-    "interventions": {"sites"},
-    "edit_checks": {"sites", "interventions"},
-    "rows": {"sites", "interventions"},
-    "backends.protocol": {"sites", "interventions"},
+    "where": {"sites"},
+    "interventions": {"sites", "where"},
+    "edit_checks": {"sites", "where", "interventions"},
+    "rows": {"sites", "where", "interventions"},
+    "backends.protocol": {"sites", "where", "interventions"},
+    "activations": {"sites", "backends.protocol"},
     "backends.anatomy": {"backends.protocol"},
     "backends.turns": set(),
     "backends.twin": set(),
     "backends.attention_rows": set(),
     "results": {"json_io", "files", "codec", "digests", "directory", "figures"},
 }
-NOT_IN_BACKENDS = {"model", "sampling", "stream", "gather", "loading", "hub", "adapters"}
+NOT_IN_BACKENDS = {"model", "activations", "sampling", "stream", "gather", "loading", "hub", "adapters"}
 
 
 def name_of(path: Path) -> str:

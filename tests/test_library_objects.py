@@ -75,7 +75,7 @@ def test_fault_019_025_056_the_users_model_is_as_before_also_after_a_fault(
     model = tiny_model(family).train(train)
     model.model.layers[1].register_forward_hook(lambda *_: None) if family == "llama" else None
     before, plain = state(model), logits(reference(family), a_pass(TOKENS))
-    backend = make_backend(kind, model, anatomy_of(model.config), None)[0]  # type: ignore
+    backend = make_backend(kind, model, anatomy_of(model.config))[0]  # type: ignore
     sites = every_site(backend)
     assert relative(run(backend, a_pass(TOKENS, capture=sites))[0].logits, plain) <= GATE  # type: ignore
     for name in WRITABLE:
@@ -89,7 +89,7 @@ def test_fault_019_025_056_the_users_model_is_as_before_also_after_a_fault(
 @each_backend
 def test_weights_are_shared_except_by_hooked_transformer(kind: Any):
     model = tiny_model("llama")
-    backend, notes = make_backend(kind, model, anatomy_of(model.config), None)
+    backend, notes = make_backend(kind, model, anatomy_of(model.config))
     plain = logits(backend, a_pass(TOKENS))
     model.model.layers[0].mlp.down_proj.weight.data.mul_(2.0)
     assert torch.equal(plain, logits(backend, a_pass(TOKENS))) == (kind == "hooked_transformer")
@@ -114,7 +114,7 @@ def test_fault_077_hooked_transformer_under_transformer_lens_4_says_what_to_use(
         monkeypatch.delattr("transformer_lens.HookedTransformer")
         monkeypatch.setitem(sys.modules, "transformer_lens.HookedTransformer", None)
     with pytest.raises(ImportError, match="use transformer_bridge or install transformer-lens<4"):
-        make_backend("hooked_transformer", shared("llama"), anatomy_of(shared("llama").config), None)
+        make_backend("hooked_transformer", shared("llama"), anatomy_of(shared("llama").config))
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="transformer-lens 4 has no HookedTransformer")
@@ -124,7 +124,7 @@ def test_hooked_transformer_computes_olmo2_without_grouped_heads():
     cfg = config("olmo2")
     cfg.num_key_value_heads = cfg.num_attention_heads
     model = AutoModelForCausalLM.from_config(cfg).eval()
-    backend = make_backend("hooked_transformer", model, anatomy_of(cfg), None)[0]
+    backend = make_backend("hooked_transformer", model, anatomy_of(cfg))[0]
     request = a_pass(TOKENS, capture=every_site(backend))
     assert_same(
         run(backend, request)[1],
@@ -146,7 +146,7 @@ def test_hooked_transformer_refuses_a_rotation_that_it_would_not_compute():
     }
     model = AutoModelForCausalLM.from_config(cfg).eval()
     with pytest.raises(ValueError, match="does not support the rotary scaling 'yarn'"):
-        make_backend("hooked_transformer", model, anatomy_of(cfg), None)
+        make_backend("hooked_transformer", model, anatomy_of(cfg))
 
 
 @pytest.mark.skipif(not HAS_HOOKED, reason="transformer-lens 4 has no HookedTransformer")
@@ -166,7 +166,7 @@ def test_hooked_transformer_scales_rotations_as_the_model_does(rope: dict[str, A
     cfg = config("llama")
     cfg.rope_parameters = rope
     model = AutoModelForCausalLM.from_config(cfg).eval()
-    backend = make_backend("hooked_transformer", model, anatomy_of(cfg), None)[0]
+    backend = make_backend("hooked_transformer", model, anatomy_of(cfg))[0]
     assert relative(logits(backend, a_pass(TOKENS)), model(TOKENS).logits) <= GATE
 
 
@@ -176,7 +176,7 @@ def test_hooked_transformer_with_other_logits_than_the_model_is_refused():
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.ReLU()  # not what the config says: every identity of `verify` still holds
     with pytest.raises(ValueError, match="gives other logits than LlamaForCausalLM itself"):
-        make_backend("hooked_transformer", model, anatomy_of(model.config), None)
+        make_backend("hooked_transformer", model, anatomy_of(model.config))
 
 
 # objects that the user built --------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_an_nnsight_model_that_is_no_causal_model_is_refused():
 
 def lens_object(family: str, kind: Any) -> Any:
     model = tiny_model(family)
-    return make_backend(kind, model, anatomy_of(model.config), None)[0].model  # type: ignore
+    return make_backend(kind, model, anatomy_of(model.config))[0].model  # type: ignore
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BACKENDS if kind != "nnsight"])
@@ -254,6 +254,6 @@ def test_folded_weights_of_a_users_hooked_transformer_still_satisfy_the_identiti
 
 def test_wrong_anatomy_is_refused_on_the_other_backends_too():
     wrong = anatomy_of(shared("llama").config)  # Gemma-2's norms come after attention and MLP
-    backend = make_backend("nnsight", shared("gemma2"), wrong, None)[0]
+    backend = make_backend("nnsight", shared("gemma2"), wrong)[0]
     with pytest.raises(ValueError, match="resid_pre \\+ attn_out \\+ mlp_out = resid_post"):
         verify(backend)

@@ -106,7 +106,7 @@ FAMILIES: dict[str, Anatomy] = {
 
 
 def anatomy_of(config: Any) -> Anatomy:
-    """The row of a config's family. Raises ValueError for an unknown one, naming the nearest that is known."""
+    """The row of a config's family. Raises ValueError for an unknown one, naming the nearest known."""
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{config.model_type} is an encoder-decoder; only decoder-only causal models are supported"

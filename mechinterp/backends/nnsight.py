@@ -25,10 +25,7 @@ class NNsightBackend:
 
     name: BackendName = "nnsight"
 
-    def __init__(self, hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any):
-        del (
-            tokenizer
-        )  # ids go in and logits come out; nnsight's own tokenizing models would add padding of theirs
+    def __init__(self, hf_model: nn.Module, anatomy: Anatomy):
         self.hf_model = hf_model
         self._attach(twin(hf_model), anatomy)
 

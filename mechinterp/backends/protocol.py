@@ -14,8 +14,9 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.interventions import Intervention, Rows
+from mechinterp.interventions import Intervention
 from mechinterp.sites import Site
+from mechinterp.where import Rows
 
 BackendName = Literal["transformers", "nnsight", "hooked_transformer", "transformer_bridge"]
 
@@ -149,7 +150,7 @@ class Recorder:
         self.values[site] = value.detach()
 
     def _kept(self, x: Tensor) -> Tensor:
-        """A copy, so that no later change in place shows in what was captured; or the pooled rows, in fp32."""
+        """A copy, which no later change in place can reach; or the pooled rows, in fp32."""
         if self.request.pool is not None:
             weights = self.request.pool.to(x.device)
             return einsum(x.detach().float(), weights, "batch slot ..., batch slot -> batch ...")
@@ -158,23 +159,23 @@ class Recorder:
         return gather_slots(x.detach(), self.request.slots)
 
     def check(self) -> None:
-        """Raises RuntimeError unless every edit acted on exactly the rows asked, and left the stream in
-        range.
+        """Raises RuntimeError unless every edit acted on exactly the rows asked.
+
+        Raises FloatingPointError where an edit left the stream out of range.
         """
         for intervention, applied in zip(self.request.interventions, self.applied, strict=True):
             asked = int(intervention.mask(self.request.rows).sum())
             late = self.request.stop_after is not None and intervention.site.layer > self.request.stop_after
             if applied != asked and not late:
                 raise RuntimeError(
-                    f"{type(intervention).__name__} at {intervention.site} was asked for {asked} rows and acted on"
-                    f" {applied}; this backend did not run the site"
+                    f"{type(intervention).__name__} at {intervention.site} was asked for {asked} rows and"
+                    f" acted on {applied}; this backend did not run the site"
                 )
-        # an inf of a narrow dtype, and what only the fp32 squares of the final norm would make one, both show
-        # here
+        # both an inf of a narrow dtype and a value whose square is an inf in the final norm's fp32 show here
         if not all(peak.isfinite() for peak in self.peaks):
             raise FloatingPointError(
-                "an edit left activations whose norm is not finite, in their own dtype or squared in fp32, as the"
-                " final norm does: every logit would be the same; use a smaller strength"
+                "an edit left activations whose norm is not finite, in their own dtype or squared in fp32, as"
+                " the final norm does: every logit would be the same; use a smaller strength"
             )
 
 

@@ -18,8 +18,8 @@ from mechinterp.backends.hooked_config import CONVERTERS, hooked_config
 from mechinterp.backends.protocol import BackendName, Dims, Outcome, Pass, Recorder, gather_slots
 from mechinterp.backends.twin import twin
 from mechinterp.backends.verify import TOLERANCE
-from mechinterp.interventions import Rows
 from mechinterp.sites import NAMES, Site
+from mechinterp.where import Rows
 
 HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -147,14 +147,11 @@ class LensBackend:
         return torch.tanh(logits / cap) * cap if cap > 0 else logits
 
 
-def hooked_transformer(hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any) -> LensBackend:
+def hooked_transformer(hf_model: nn.Module, anatomy: Anatomy) -> LensBackend:
     """A HookedTransformer with weights of its own, equal to `hf_model`'s logits or refused with the error.
 
     Raises ImportError under transformer-lens 4 and ValueError for a family that it does not compute.
     """
-    del (
-        tokenizer
-    )  # ids go in and logits come out; HookedTransformer would fetch a tokenizer of its own by name
     try:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
     except ImportError as error:
@@ -187,9 +184,8 @@ def hooked_transformer(hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any) ->
     return _checked(made, hf_model)
 
 
-def bridge(hf_model: nn.Module, anatomy: Anatomy, tokenizer: Any) -> LensBackend:
+def bridge(hf_model: nn.Module, anatomy: Anatomy) -> LensBackend:
     """A TransformerBridge over a twin of `hf_model`, equal to its logits or refused with the error."""
-    del tokenizer
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     copied: Any = twin(hf_model)

@@ -125,7 +125,7 @@ class TransformersBackend:
         return x
 
     def _eager_rows(self, site: Site, request: Pass, recorder: Recorder) -> Any:
-        """Rows of a family whose attention is eager by itself (BLOOM): the weights that its module returns."""
+        """Rows of a family whose attention is always eager (BLOOM): the weights that its module returns."""
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             recorder.put(site, hf.chosen_rows(output[1], request))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mechinterp.backends.protocol import Backend, Pass, Recorder
 from mechinterp.backends.turns import turn
-from mechinterp.interventions import Add, Rows
+from mechinterp.interventions import Add
 from mechinterp.sites import Site, SiteName
+from mechinterp.where import Rows
 
 # bf16 keeps 8 bits: sums of a block's parts drift by up to 1e-2 of their size; wrong rows gave >= 0.3.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
