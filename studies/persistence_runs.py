@@ -61,6 +61,8 @@ def extract(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Conf
     """Role minus control at the last prompt token, over the contrast questions; or a file of vectors,
     checked.
     """
+    for layer in config.layers:
+        model.check_site(Site("resid_post", layer))
     layers = list(range(model.dims.n_layers)) if config.vectors is None else list(config.layers)
     personas = people(config)
     named = {key: personas[key] for key in ("control", *config.roles)}
