@@ -20,7 +20,6 @@ from mechinterp.model import Model
 from mechinterp.results import Result
 from mechinterp.sampling import Phase, Samples, Telemetry, Watch, sample, stop_ids
 from mechinterp.sites import Site
-from mechinterp.stats.halflife import HalfLife, half_life
 from mechinterp.stats.intervals import curve_interval
 
 if TYPE_CHECKING:
@@ -185,6 +184,8 @@ def release(
     """
     if steered_rows not in WHERE:
         raise ValueError(f"steered_rows is generated, all or last, not {steered_rows!r}")
+    if suppress not in ("steered", "both", "neither"):
+        raise ValueError(f"suppress is steered, both or neither, not {suppress!r}")
     if not trials or not directions:
         raise ValueError("a release needs at least one trial and one direction to project on")
     stops = stop_ids(model)
@@ -215,6 +216,9 @@ def _steering(trials: Sequence[Trial], site: Site, rows: SteeredRows) -> tuple[I
     if all(trial.vector is None for trial in trials):
         return ()
     some = next(trial.vector for trial in trials if trial.vector is not None)
+    shapes = sorted({tuple(trial.vector.shape) for trial in trials if trial.vector is not None})
+    if len(shapes) > 1:
+        raise ValueError(f"the trials' vectors have shapes {shapes}; one site takes one shape")
     vectors = torch.stack([torch.zeros_like(some) if t.vector is None else t.vector.to(some) for t in trials])
     strength = torch.tensor([0.0 if trial.vector is None else 1.0 for trial in trials])
     return (Add(site, vectors, where=WHERE[rows], strength=strength),)
@@ -292,20 +296,3 @@ def persistence(
         model, trials, {"vector": vector}, site=site, n_steer=n_steer, n_free=n_free, cache=cache,
         steered_rows=steered_rows, temperature=temperature, top_p=top_p, suppress=suppress, kl=kl,
     )  # fmt: skip
-
-
-def normalised(curves: Float[Tensor, "row token"], floor: float, ceiling: float) -> Float[Tensor, "row"]:
-    """(mean projection - floor) / (ceiling - floor) of each row; NaN where ceiling and floor do not differ."""
-    if not ceiling > floor:
-        return torch.full((len(curves),), torch.nan)
-    return (curves.nanmean(1) - floor) / (ceiling - floor)
-
-
-def windows(curves: Float[Tensor, "row token"], n_windows: int) -> Float[Tensor, "row window"]:
-    """The mean of each row over equal windows of the free phase; NaN where a row had ended."""
-    return torch.stack([part.nanmean(1) for part in curves.tensor_split(n_windows, dim=1)], 1)
-
-
-def release_half_life(free_curves: Float[Tensor, "row token"], floor: float, *, seed: int = 0) -> HalfLife:
-    """The half-life of the excess over the floor, in tokens from the first free one, bootstrapped over runs."""
-    return half_life(free_curves, floor=floor, seed=seed)

@@ -18,7 +18,8 @@ from mechinterp.results import Result
 from mechinterp.stats.halflife import HalfLife
 from mechinterp.stats.intervals import Interval, mean_interval
 from mechinterp.stats.paired import SignFlip, sign_flip
-from probes.persist import Release, normalised, release_half_life, windows
+from probes.decay import normalised, release_half_life, windows
+from probes.persist import Release
 from probes.roles import RoleVectors
 
 if TYPE_CHECKING:
