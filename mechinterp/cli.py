@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write a finished run's report again")
     report.add_argument("directory", type=Path)
     report.add_argument(
-        "--formats", nargs="+", choices=["png", "pdf", "svg"], default=[], help="also export the figures"
+        "--formats", nargs="+", choices=["png", "pdf"], default=[], help="also export the figures"
     )
     report.set_defaults(act=_report)
 

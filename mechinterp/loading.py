@@ -220,7 +220,9 @@ def _load_weights(path: Path, dtype: DType | torch.dtype, device: str) -> nn.Mod
     finally:
         if shown:
             hf_logging.enable_progress_bar()
-    return model.eval() if spread else model.to(place).eval()
+    if not spread:
+        model.to(place)  # pyright: ignore[reportArgumentType]  # its decorator hides the signature
+    return model.eval()
 
 
 def _dtype(dtype: DType | torch.dtype, place: str) -> Any:

@@ -18,6 +18,7 @@ from mechinterp import cells as cell_lists
 from mechinterp import engine
 from mechinterp.cells import Cell
 from mechinterp.config import StudyConfig, load_config
+from mechinterp.export import FileFormat
 from mechinterp.files import file_sha256
 from mechinterp.runs import Run, Status
 
@@ -77,7 +78,7 @@ def run(
     new: bool = False,
     progress: bool = True,
     report: bool = True,
-    formats: Sequence[str] = (),
+    formats: Sequence[FileFormat] = (),
 ) -> Any:
     """Runs what is unfinished and returns the combined result; None where `limit` left the study unfinished.
 
@@ -138,13 +139,11 @@ def _load(spec: dict[str, Any]) -> Any:
     return load(given.pop("name"), **given)
 
 
-def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[str] = ()) -> Path:
+def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[FileFormat] = ()) -> Path:
     """The page of a finished run."""
     from mechinterp.report import write_report
 
-    return write_report(
-        asked.module.page(asked.config, result, opened), opened.folder, formats=tuple(formats)
-    )
+    return write_report(asked.module.page(asked.config, result, opened), opened.folder, formats=formats)
 
 
 def reopened(folder: Path) -> tuple[Asked, Run]:
@@ -161,7 +160,7 @@ def status(folder: Path) -> Status:
     return found.status(asked.cells())
 
 
-def report(folder: Path, formats: Sequence[str] = ()) -> Path:
+def report(folder: Path, formats: Sequence[FileFormat] = ()) -> Path:
     """Writes the report of a finished run again, from its cells; computes nothing."""
     asked, found = reopened(folder)
     left = found.status(asked.cells()).left

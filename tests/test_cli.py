@@ -69,7 +69,7 @@ def test_wrong_usage_is_code_2(capsys):
         ["fly"],
         ["run"],
         ["models", "burn"],
-        ["report", "here", "--formats", "gif"],
+        ["report", "here", "--formats", "svg"],
         ["run", "x", "--limit", "two"],
     ):
         with pytest.raises(SystemExit) as stopped:

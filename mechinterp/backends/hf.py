@@ -7,7 +7,7 @@ which keeps each kernel's causal fast path.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -49,7 +49,7 @@ class GrowingLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def _reserve(self, n: int) -> None:
-        if n <= self.keys.shape[2]:
+        if self.keys is None or n <= self.keys.shape[2]:
             return
         room = max(n + 64, min(2 * n, n + 1024))
         for name in ("keys", "values"):
@@ -69,7 +69,7 @@ class GrowingLayer(CacheLayerMixin):
 
     def select(self, rows: Int[Tensor, "row"]) -> "GrowingLayer":
         chosen = GrowingLayer()
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             chosen.lazy_initialization(self.keys, self.values)
             chosen.keys = self.keys[:, :, : self.length][rows.to(self.keys.device)]
             chosen.values = self.values[:, :, : self.length][rows.to(self.values.device)]
@@ -78,30 +78,27 @@ class GrowingLayer(CacheLayerMixin):
 
 
 class KeyValues:
-    """The cache of a Hugging Face model: every layer keeps every slot, sliding windows too, so any prefix can
-    be replayed.
-    """
+    """The cache of a Hugging Face model, whose layers keep every slot, so that any prefix can be replayed."""
 
-    def __init__(self, n_layers: int):
-        self.hf = HFCache(layers=[GrowingLayer() for _ in range(n_layers)])
+    def __init__(self, layers: list[GrowingLayer]):
+        self.layers = layers
+        self.hf = HFCache(layers=[*layers])
 
     @property
     def n_slots(self) -> int:
-        return self.hf.layers[0].get_seq_length()
+        return self.layers[0].length
 
     def select(self, rows: Int[Tensor, "row"]) -> "KeyValues":
-        chosen = KeyValues(0)
-        chosen.hf = HFCache(layers=[layer.select(rows) for layer in self.hf.layers])  # pyright: ignore
-        return chosen
+        return KeyValues([layer.select(rows) for layer in self.layers])
 
     def crop(self, n_slots: int) -> None:
-        for layer in self.hf.layers:
-            layer.length = min(layer.length, n_slots)  # pyright: ignore[reportAttributeAccessIssue]
+        for layer in self.layers:
+            layer.length = min(layer.length, n_slots)
 
     def uncrop(self, layer: int, n_slots: int) -> None:
         """Shows slots again that `crop` hid in the layers below `layer`; cropping erases nothing."""
-        for below in self.hf.layers[:layer]:
-            below.length = n_slots  # pyright: ignore[reportAttributeAccessIssue]
+        for below in self.layers[:layer]:
+            below.length = n_slots
 
 
 def accepted(function: Any) -> set[str]:
@@ -110,15 +107,15 @@ def accepted(function: Any) -> set[str]:
 
 def arguments(request: Pass, model_accepts: set[str], n_layers: int) -> dict[str, Any]:
     """The keyword arguments of the model's forward for a pass, its cache included."""
-    cache = request.cache
+    cache = cast(KeyValues | None, request.cache)  # the one that `cache_of` made
     if cache is None and request.keep_cache:
-        cache = KeyValues(n_layers)
+        cache = KeyValues([GrowingLayer() for _ in range(n_layers)])
     mask = request.key_mask()
     given = {
         "input_ids": request.tokens,
         "attention_mask": None if mask is None else mask.long(),
         "position_ids": request.rows.position.clamp_min(0),
-        "past_key_values": None if cache is None else cache.hf,  # pyright: ignore[reportAttributeAccessIssue]
+        "past_key_values": None if cache is None else cache.hf,
         "use_cache": cache is not None,
     }
     return {name: value for name, value in given.items() if name in model_accepts}
@@ -130,9 +127,7 @@ def cache_of(kwargs: dict[str, Any], request: Pass) -> Any:
         return None
     if request.cache is not None:
         return request.cache
-    cache = KeyValues(0)
-    cache.hf = kwargs["past_key_values"]
-    return cache
+    return KeyValues(kwargs["past_key_values"].layers)
 
 
 def unembed(
@@ -206,8 +201,8 @@ def _attention_reader(request: Pass, recorder: Recorder) -> attention_rows.Reade
     n = request.tokens.shape[1]
 
     def read(call: attention_rows.AttentionCall) -> None:
-        for name, states in (("q_rot", call.query), ("k_rot", call.key[:, :, -n:])):
-            site = Site(name, call.layer)
+        rotated = {Site("q_rot", call.layer): call.query, Site("k_rot", call.layer): call.key[:, :, -n:]}
+        for site, states in rotated.items():
             if site in request.capture:
                 recorder.visit(site, rearrange(states, "batch head slot d -> batch slot head d"))
         site = Site("pattern", call.layer)
