@@ -1,8 +1,8 @@
-"""Question insertion: does playing a role move the model along the role's direction, turn by turn? (methods.md 10.3)
+"""Question insertion: does playing a role move the model along the role's direction? (methods.md 10.3)
 
-A role is played through user turns, and so is the control. Probe questions are put in after every turn, and the
-states that decide their answers are compared: with each other, with the role's vector, and by their top singular
-direction, which is then steered along against a random direction of equal norm.
+A role is played through user turns, and so is the control. Probe questions are put in after every turn, and
+the states that decide their answers are compared: with each other, with the role's vector, and by their top
+singular direction, which is then steered along against a random direction of equal norm.
 """
 
 from collections.abc import Mapping
@@ -22,24 +22,28 @@ from mechinterp.results import Result
 from mechinterp.sites import Site, sites
 from probes.persist import Trial, release
 from probes.strength import coefficient
-from studies import persistence
+from studies import persistence_config as shared
+from studies import persistence_runs
 from studies.models import ModelConfig, specs
 from studies.persistence_runs import KINDS, Directions
-from studies.personas import load_questions
+from studies.personas import load_questions, questions
 from studies.playing import inserted, play, with_ids
+from studies.question_insertion_cells import Inserted, Played, Steered
 from studies.question_insertion_likeness import teacher_forced
-from studies.question_insertion_page import page as page
-from studies.question_insertion_result import Inserted, Played, QuestionInsertion, Steered, conclude
+from studies.question_insertion_page import page
+from studies.question_insertion_result import QuestionInsertion, conclude
 from studies.transcripts import Transcript, read_transcript
 
-TITLE = "Question insertion"
+__all__ = ["Config", "cells", "combine", "converse", "extract", "insert", "model_specs", "page", "steer"]
+
 CONTROL = "control"
 
 
 class Config(ModelConfig):
-    """What is asked. `strength` is in the unit `strength_in`, of the role's vector; all arms get the same norm.
+    """What is asked. `strength` is of the role's vector, in the unit `strength_in`; all arms get its norm.
 
-    With `transcript` its role is not played but taken from the file, and the control plays the file's user turns.
+    With `transcript` its role is not played but taken from the file, and the control plays the file's user
+    turns.
     """
 
     roles: tuple[str, ...] = Field(("medieval_bard", "anxious_teenager"), min_length=1)
@@ -74,19 +78,21 @@ class Config(ModelConfig):
         probe_questions(self)
         if self.transcript is not None and self.roles != (read_transcript(self.transcript).role,):
             role = read_transcript(self.transcript).role
-            raise ValueError(f"{self.transcript} plays {role!r}, so set roles = [{role!r}], not {list(self.roles)}")
+            raise ValueError(
+                f"{self.transcript} plays {role!r}, so set roles = [{role!r}], not {list(self.roles)}"
+            )
         user_turns(self)
         return self
 
 
-def asking(config: Config) -> persistence.Config:
+def asking(config: Config) -> shared.Config:
     """The part of the question that the persistence study asks as well: roles, prompts and vectors."""
-    both = set(persistence.Config.model_fields) & set(Config.model_fields)
-    return persistence.Config(**{name: getattr(config, name) for name in both})
+    both = set(shared.Config.model_fields) & set(Config.model_fields)
+    return shared.Config(**{name: getattr(config, name) for name in both})
 
 
 def user_turns(config: Config) -> tuple[str, ...]:
-    """What the user says: the transcript's turns, the file's, or the shipped ones, the first `n_turns` of them."""
+    """What the user says: the first `n_turns` of the transcript's turns, the file's, or the shipped ones."""
     if config.transcript is not None:
         where, known = str(config.transcript), read_transcript(config.transcript).user_turns
     else:
@@ -94,7 +100,9 @@ def user_turns(config: Config) -> tuple[str, ...]:
             groups = load_questions(config.turns or shipped)
         where = str(config.turns or "user_turns.json")
         if config.turn_group not in groups:
-            raise ValueError(f"{where} has no group {config.turn_group!r}; its groups are {', '.join(groups)}")
+            raise ValueError(
+                f"{where} has no group {config.turn_group!r}; its groups are {', '.join(groups)}"
+            )
         known = groups[config.turn_group]
     if len(known) < config.n_turns:
         raise ValueError(f"{where} holds {len(known)} user turns; {config.n_turns} were asked for (n_turns)")
@@ -108,7 +116,7 @@ def probe_questions(config: Config) -> tuple[tuple[str, str], ...]:
 
 def _group(config: Config, group: str) -> tuple[str, ...]:
     if config.questions is None:
-        return persistence.questions(group)
+        return questions(group)
     groups = load_questions(config.questions)
     if group not in groups:
         raise ValueError(f"{config.questions} has no group {group!r}; its groups are {', '.join(groups)}")
@@ -132,19 +140,27 @@ def cells(config: Config) -> list[Cell]:
 
 def extract(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Directions:
     """Role minus control at every layer, as in the persistence study; or a file of vectors, checked."""
-    return persistence.extract(cell, model, inputs, asking(config))
+    return persistence_runs.extract(cell, model, inputs, asking(config))
 
 
 def converse(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Played:
     """The conversation of a role: played on ids, or the given transcript's first turns as ids."""
     role = cell.args["role"]
     if config.transcript is not None and role != CONTROL:
-        return Played(model.name, with_ids(model, _cut(read_transcript(config.transcript), config.n_turns)), given=True)
-    system = persistence.people(asking(config))[role].system_prompt or None
+        return Played(
+            model.name, with_ids(model, _cut(read_transcript(config.transcript), config.n_turns)), given=True
+        )
+    system = shared.people(asking(config))[role].system_prompt or None
     played = play(
-        model, role, system, user_turns(config), n_tokens=config.answer_tokens, temperature=config.temperature,
-        top_p=config.top_p, seed=config.seed,
-    )  # fmt: skip
+        model,
+        role,
+        system,
+        user_turns(config),
+        n_tokens=config.answer_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+    )
     return Played(model.name, played, given=False)
 
 
@@ -152,13 +168,18 @@ def _cut(given: Transcript, turns: int) -> Transcript:
     """The first turns of a transcript."""
     start = int(given.system is not None)
     return Transcript(
-        given.role, given.messages[: start + 2 * turns], given.ids[: 2 * turns], given.model, given.revision, given.seed,
+        given.role,
+        given.messages[: start + 2 * turns],
+        given.ids[: 2 * turns],
+        given.model,
+        given.revision,
+        given.seed,
         given.finish[:turns],
-    )  # fmt: skip
+    )
 
 
 def insert(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -> Inserted:
-    """The state at the last prompt token of every question at every insertion point, all layers (methods 10.3)."""
+    """The state at the last prompt token of every question at every insertion point, at all layers."""
     transcript: Transcript = inputs[f"play/{cell.args['role']}"].transcript
     asked = probe_questions(config)
     points = range(transcript.n_turns + 1)
@@ -178,18 +199,28 @@ def insert(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) 
 def steer(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -> Steered:
     """Runs under the default prompt along each direction at one norm, unsteered, and told the role."""
     role, layer = cell.args["role"], cell.args["layer"]
-    given, people = asking(config), persistence.people(asking(config))
+    given, people = asking(config), shared.people(asking(config))
     vector, residual = inputs["vectors"][role, layer].float(), inputs["vectors"].residual_norm[layer]
-    norm = abs(coefficient(KINDS[config.strength_in](config.strength), vector, residual)) * float(vector.norm())
-    question = persistence.asked(given, config.question_group, config.n_questions)[cell.args["question"]]
-    default, told = (persistence.prompt_of(given, model, people[key], question) for key in (CONTROL, role))
+    norm = abs(coefficient(KINDS[config.strength_in](config.strength), vector, residual)) * float(
+        vector.norm()
+    )
+    question = shared.asked(given, config.question_group, config.n_questions)[cell.args["question"]]
+    default, told = (shared.prompt_of(given, model, people[key], question) for key in (CONTROL, role))
     along = {how: top.direction[layer] for how, top in inputs[f"insert/{role}"].tops().items()}
     trials = _trials(config, role, layer, {**along, "role": vector / vector.norm()}, norm, default, told)
     found = release(
-        model, trials, {role: vector, **along}, site=Site("resid_post", layer), n_steer=config.n_tokens, n_free=0,
-        steered_rows=config.steered_rows, temperature=config.temperature, top_p=config.top_p, suppress=config.suppress,
+        model,
+        trials,
+        {role: vector, **along},
+        site=Site("resid_post", layer),
+        n_steer=config.n_tokens,
+        n_free=0,
+        steered_rows=config.steered_rows,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        suppress=config.suppress,
         batch_size=config.batch_size,
-    )  # fmt: skip
+    )
     answers = [row[real] for row, real in zip(found.generated, found.real, strict=True)]
     return Steered(
         release=found,
@@ -212,7 +243,7 @@ def _trials(
     told: Prompt,
 ) -> list[Trial]:
     """All arms of a cell, paired by seed; the random direction is a new one in every run."""
-    seeds = persistence.seeds(asking(config))
+    seeds = shared.seeds(asking(config))
     trials = [Trial(arm, default, norm * unit, seed) for arm, unit in along.items() for seed in seeds]
     for seed in seeds:
         generator = torch.Generator().manual_seed(cell_seed(seed, f"random/{role}/{layer}", 0))
@@ -229,9 +260,11 @@ def model_specs(config: Config) -> dict[str, dict[str, Any]]:
 def combine(config: Config, results: Mapping[str, Result]) -> QuestionInsertion:
     """Every role's conversation beside the control's, and its steered runs beside random ones."""
     found: Mapping[str, Any] = results
-    names = {key: persona.readable_name for key, persona in persistence.people(asking(config)).items()}
+    names = {key: persona.readable_name for key, persona in shared.people(asking(config)).items()}
     steered = [
-        (cell.args["layer"], cell.args["question"], found[cell.key]) for cell in cells(config) if cell.task == "steer"
+        (cell.args["layer"], cell.args["question"], found[cell.key])
+        for cell in cells(config)
+        if cell.task == "steer"
     ]
     return conclude(
         config.roles,

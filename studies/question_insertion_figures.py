@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 SHOWN = {
-    "unsteered": "unsteered", "random": "random direction", "raw": "top direction, raw",
-    "centred": "top direction, centred", "role": "role's own vector", "told": "told the role (not steered)",
-}  # fmt: skip
+    "unsteered": "unsteered",
+    "random": "random direction",
+    "raw": "raw top direction",
+    "centred": "centred top direction",
+    "role": "role's own vector",
+    "told": "told the role (not steered)",
+}
 SPECTRUM = 3  # singular values a curve: the rest lies near zero
 DEPTHS = 6  # insertion points a figure by depth: more lines are not told apart
 
 
 def by_turn(result: QuestionInsertion, shift: Shift, layer: int) -> "go.Figure":
-    """Projection on the role's vector by the turns played before the question, in the role and in the control."""
+    """Projection on the role's vector by turns played before the question, for the role and the control."""
     parts = []
     for who, shown in (("role", result.names[shift.role]), ("control", result.names["control"])):
         found = shift.projections[who][:, :, shift.at(layer)]
@@ -35,7 +39,14 @@ def by_turn(result: QuestionInsertion, shift: Shift, layer: int) -> "go.Figure":
     figure, notes = lines(pd.concat(parts), "turns", "value", "played", "low", "high")
     subtitle = _caption(result, [f"layer {layer}", "turns 0 is the question without a conversation"])
     title = f"{result.names[shift.role]}: projection on its vector by turns played"
-    finish(figure, title, subtitle, notes, x_title="turns played before the question", y_title="x·v/|v| at resid_post")
+    finish(
+        figure,
+        title,
+        subtitle,
+        notes,
+        x_title="turns played before the question",
+        y_title="x·v/|v| at resid_post",
+    )
     figure.update_xaxes(dtick=1)
     return figure
 
@@ -43,13 +54,23 @@ def by_turn(result: QuestionInsertion, shift: Shift, layer: int) -> "go.Figure":
 def by_depth(result: QuestionInsertion, shift: Shift) -> "go.Figure":
     """Projection on the role's vector by layer, in norms of the state, a line an insertion point."""
     share = shift.projections["role"] / shift.norms["role"]
-    chosen = sorted({round(p * shift.n_turns / min(DEPTHS - 1, shift.n_turns)) for p in range(min(DEPTHS, shift.n_turns + 1))})
+    chosen = sorted(
+        {
+            round(p * shift.n_turns / min(DEPTHS - 1, shift.n_turns))
+            for p in range(min(DEPTHS, shift.n_turns + 1))
+        }
+    )
     parts = [_intervals(share[:, p], shift.vector_layers, "layer").assign(point=_point(p)) for p in chosen]
     return per_layer(
-        pd.concat(parts), "value", by="point", low="low", high="high",
+        pd.concat(parts),
+        "value",
+        by="point",
+        low="low",
+        high="high",
         title=f"{result.names[shift.role]}: projection on its vector by depth",
-        y_title="x·v/(|v||x|) at resid_post", subtitle=_caption(result, []),
-    )  # fmt: skip
+        y_title="x·v/(|v||x|) at resid_post",
+        subtitle=_caption(result, []),
+    )
 
 
 def cosines(result: QuestionInsertion, shift: Shift, layer: int) -> "go.Figure":
@@ -58,9 +79,11 @@ def cosines(result: QuestionInsertion, shift: Shift, layer: int) -> "go.Figure":
     return heatmap(
         pd.DataFrame(shift.cosines[layer].tolist(), index=points, columns=points),
         title=f"{result.names[shift.role]}: how alike the states of the insertion points are",
-        x_title="question put in", y_title="question put in", colour_title="cosine of mean states",
+        x_title="question put in",
+        y_title="question put in",
+        colour_title="cosine of mean states",
         subtitle=_caption(result, [f"layer {layer}", "not centred"], band="none, means over questions"),
-    )  # fmt: skip
+    )
 
 
 def similarity_by_depth(result: QuestionInsertion, shift: Shift) -> "go.Figure":
@@ -71,10 +94,13 @@ def similarity_by_depth(result: QuestionInsertion, shift: Shift) -> "go.Figure":
         for layer, matrix in enumerate(shift.cosines)
     ]
     return per_layer(
-        pd.DataFrame(table), "cosine", by="point",
+        pd.DataFrame(table),
+        "cosine",
+        by="point",
         title=f"{result.names[shift.role]}: similarity to the question alone, by depth",
-        y_title="cosine with the mean state of 0 turns", subtitle=_caption(result, [], band="none, means over questions"),
-    )  # fmt: skip
+        y_title="cosine with the mean state of 0 turns",
+        subtitle=_caption(result, [], band="none, means over questions"),
+    )
 
 
 def spectrum(result: QuestionInsertion, shift: Shift) -> "go.Figure":
@@ -84,15 +110,20 @@ def spectrum(result: QuestionInsertion, shift: Shift) -> "go.Figure":
         shares = values.square() / values.square().sum(-1, keepdim=True)
         for rank in range(min(SPECTRUM, shares.shape[1])):
             table += [
-                {"layer": layer, "share": float(row[rank]), "value": f"{how}, σ{rank + 1}"} for layer, row in enumerate(shares)
+                {"layer": layer, "share": float(row[rank]), "value": f"{how}, σ{rank + 1}"}
+                for layer, row in enumerate(shares)
             ]
     even = 1 / (shift.n_turns - 1)
     return per_layer(
-        pd.DataFrame(table), "share", by="value",
+        pd.DataFrame(table),
+        "share",
+        by="value",
         title=f"{result.names[shift.role]}: singular spectrum of the insertion points",
         y_title="share of the squared spectrum",
-        subtitle=_caption(result, [f"{shift.n_turns} points", f"an even centred spectrum has {even:.2f} each"], band="none"),
-    )  # fmt: skip
+        subtitle=_caption(
+            result, [f"{shift.n_turns} points", f"an even centred spectrum has {even:.2f} each"], band="none"
+        ),
+    )
 
 
 def alignment(result: QuestionInsertion) -> "go.Figure":
@@ -104,10 +135,13 @@ def alignment(result: QuestionInsertion) -> "go.Figure":
         for k, layer in enumerate(shift.vector_layers)
     ]
     return per_layer(
-        pd.DataFrame(table), "cosine", by="direction", title="Is the top direction the role's vector?",
+        pd.DataFrame(table),
+        "cosine",
+        by="direction",
+        title="Is the top direction the role's vector?",
         y_title="cosine of top direction and role's vector",
         subtitle=_caption(result, ["centred: signed towards later turns"], band="none"),
-    )  # fmt: skip
+    )
 
 
 def arms(result: QuestionInsertion, role: str, measure: str, question: int) -> "go.Figure":
@@ -118,17 +152,36 @@ def arms(result: QuestionInsertion, role: str, measure: str, question: int) -> "
         for outcome in outcomes:
             found = outcome.interval(measure, arm)
             table.append(
-                {"layer": outcome.layer, "value": found.estimate, "low": found.low, "high": found.high, "arm": SHOWN[arm]}
+                {
+                    "layer": outcome.layer,
+                    "value": found.estimate,
+                    "low": found.low,
+                    "high": found.high,
+                    "arm": SHOWN[arm],
+                }
             )
-    y = {"projection": "x·v/|v| before the edit", "log_ratio": "log p(text | role) − log p(text | default), nats a token"}
-    name = {"projection": "projection of its texts on its vector", "log_ratio": "texts under its prompt against the default one"}
+    y = {
+        "projection": "x·v/|v| before the edit",
+        "log_ratio": "log p(text | role) − log p(text | default), nats a token",
+    }
+    name = {
+        "projection": "projection of its texts on its vector",
+        "log_ratio": "texts under its prompt against the default one",
+    }
     seeds = sorted(set(outcomes[0].seeds))
     norms = f"{outcomes[0].norm_in_residuals:.2g} residual norms"
     return per_layer(
-        pd.DataFrame(table), "value", by="arm", low="low", high="high", y_title=y[measure],
+        pd.DataFrame(table),
+        "value",
+        by="arm",
+        low="low",
+        high="high",
+        y_title=y[measure],
         title=f"{result.names[role]}: {name[measure]}",
-        subtitle=caption(result.model, n=len(seeds), unit="run", seeds=seeds, band="95 % bootstrap over runs", more=[norms]),
-    )  # fmt: skip
+        subtitle=caption(
+            result.model, n=len(seeds), unit="run", seeds=seeds, band="95 % bootstrap over runs", more=[norms]
+        ),
+    )
 
 
 def all_figures(result: QuestionInsertion) -> "dict[str, tuple[go.Figure, str]]":
@@ -136,30 +189,47 @@ def all_figures(result: QuestionInsertion) -> "dict[str, tuple[go.Figure, str]]"
     found: dict[str, tuple[go.Figure, str]] = {}
     for shift in result.shifts:
         for layer in result.layers:
-            found[_file(f"turns-{shift.role}-l{layer}")] = (by_turn(result, shift, layer), _turned(shift, layer))
-            said = "Rows and columns are insertion points; the whole of the difference between them is below 1 − the smallest cosine."
+            found[_file(f"turns-{shift.role}-l{layer}")] = (
+                by_turn(result, shift, layer),
+                _turned(shift, layer),
+            )
+            said = "States of one chat share a large part: cosines are near 1, and what differs is small."
             found[_file(f"cosines-{shift.role}-l{layer}")] = (cosines(result, shift, layer), said)
-        found[_file(f"depth-{shift.role}")] = (by_depth(result, shift), "Bands of the lines show the spread over questions.")
-        found[_file(f"similarity-{shift.role}")] = (similarity_by_depth(result, shift), "1 is the state of the question alone.")
-        said = "Raw, the first share is near 1 for any states that have a common mean; centred, it says if change has one direction."
+        found[_file(f"depth-{shift.role}")] = (
+            by_depth(result, shift),
+            "Bands of the lines show the spread over questions.",
+        )
+        found[_file(f"similarity-{shift.role}")] = (
+            similarity_by_depth(result, shift),
+            "1 is the state of the question alone.",
+        )
+        said = "Raw, σ1 is near 1 for states with a common mean; centred, it is what one direction explains."
         found[_file(f"spectrum-{shift.role}")] = (spectrum(result, shift), said)
-    found["alignment"] = (alignment(result), "0 is a direction that has nothing to do with the role's vector.")
+    found["alignment"] = (
+        alignment(result),
+        "0 is a direction that has nothing to do with the role's vector.",
+    )
     for role in result.roles:
         for question in sorted({o.question for o in result.outcomes}):
             for measure in ("projection", "log_ratio"):
-                found[_file(f"arms-{role}-{measure}-q{question}")] = (arms(result, role, measure, question), _ARMS[measure])
+                found[_file(f"arms-{role}-{measure}-q{question}")] = (
+                    arms(result, role, measure, question),
+                    _ARMS[measure],
+                )
     return found
 
 
 _ARMS = {
-    "projection": "Read before the edit of each pass, so that what is added is not counted; the told arm has the role in its prompt.",
-    "log_ratio": "Of the same ids under both prompts: above 0 the text is likelier from a model that is told the role.",
+    "projection": "Read before the edit of each pass, so that what is added is not counted; the told arm has"
+    " the role in its prompt.",
+    "log_ratio": "Of the same ids under both prompts: above 0 the text is likelier from a model that is told"
+    " the role.",
 }
 
 
 def _turned(shift: Shift, layer: int) -> str:
     own, beside = (float(shift.change(layer, who).mean()) for who in ("role", "control"))
-    return f"From no conversation to {shift.n_turns} turns: {own:+.3g} in the role, {beside:+.3g} in the control's conversation."
+    return f"From no turns to {shift.n_turns}: {own:+.3g} in the role, {beside:+.3g} in the control."
 
 
 def _point(p: int) -> str:
@@ -175,8 +245,12 @@ def _intervals(values: Float[Tensor, "question place"], places: Iterable[int], n
     return pd.DataFrame(table)
 
 
-def _caption(result: QuestionInsertion, more: list[str], *, band: str = "95 % bootstrap over questions") -> str:
-    return caption(result.model, n=len(result.questions), unit="question", seeds=[result.seed], band=band, more=more)
+def _caption(
+    result: QuestionInsertion, more: list[str], *, band: str = "95 % bootstrap over questions"
+) -> str:
+    return caption(
+        result.model, n=len(result.questions), unit="question", seeds=[result.seed], band=band, more=more
+    )
 
 
 def _file(name: str) -> str:

@@ -1,6 +1,7 @@
 """How much a text is a role's: its log-probability under the role's prompt minus under the default one.
 
-The text is a list of ids, the same under both prompts; nothing is sampled, so the difference is of the text alone.
+The text is a list of ids, the same under both prompts; nothing is sampled, so the difference is of the text
+alone.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def teacher_forced(
         cache = None if shared is None else shared.select(torch.zeros(len(chosen), dtype=torch.long))
         logits = model.forward(deciding, cache=cache).logits
         assert logits is not None  # all of them were asked for
-        scores = logits.float().log_softmax(-1).gather(-1, chosen[..., None].to(logits.device)).squeeze(-1).cpu()
+        scores = (
+            logits.float().log_softmax(-1).gather(-1, chosen[..., None].to(logits.device)).squeeze(-1).cpu()
+        )
         for row, answer in enumerate(answers[first : first + ROWS]):
             assert torch.equal(chosen[row, : len(answer)], answer.long())  # the same ids under every prompt
             found[first + row, : len(answer)] = scores[row, : len(answer)]

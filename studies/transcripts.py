@@ -1,8 +1,8 @@
 """Transcripts: a conversation in a role as messages and as the ids that were really in the model's context.
 
-On disk (methods 13): {"role", "messages": [{role, content}], "ids": [[int]], "model", "revision", "seed"}. `ids` holds
-two lists a turn: what precedes the answer (a leading system message is in the first), and the answer's own ids without
-what closes it. Joined, they are the conversation; the texts are for showing.
+On disk (methods 13): {"role", "messages": [{role, content}], "ids": [[int]], "model", "revision", "seed"}.
+`ids` holds two lists a turn: what precedes the answer (a leading system message is in the first), and the
+answer's own ids without what closes it. Joined, they are the conversation; the texts are for showing.
 """
 
 import operator
@@ -21,10 +21,10 @@ SPEAKERS = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Transcript:
-    """Turns of user and assistant after at most one system message; `ids` is empty where only texts are known.
+    """Turns of user and assistant after at most one system message; `ids` is empty where only texts are.
 
-    `finish` says of each answer whether it ended of itself ("stop") or at the cap ("length").
-    Raises ValueError for another order of speakers, empty user turns, missing answers, and ids that do not fit.
+    `finish` says of each answer whether it ended of itself ("stop") or at the cap ("length"). Raises
+    ValueError for another order of speakers, empty user turns, missing answers, and ids that do not fit.
     """
 
     role: str
@@ -39,7 +39,9 @@ class Transcript:
         _check_turns(self.messages)
         n = self.n_turns
         if self.ids and len(self.ids) != 2 * n:
-            raise ValueError(f"{n} turns need {2 * n} lists of ids, two a turn, not {len(self.ids)}; or leave the ids out")
+            raise ValueError(
+                f"{n} turns need {2 * n} lists of ids, two a turn, not {len(self.ids)}; or leave the ids out"
+            )
         if self.finish and (len(self.finish) != n or set(self.finish) - {"stop", "length"}):
             raise ValueError(f"finish is 'stop' or 'length' for each of {n} answers, not {list(self.finish)}")
 
@@ -90,7 +92,9 @@ def read_transcript(path: Path | str) -> Transcript:
     """
     document = read_json(Path(path))
     if not isinstance(document, dict):
-        raise ValueError(f'{path}: $ is a {type(document).__name__}; write {{"role": ..., "messages": [...]}}')
+        raise ValueError(
+            f'{path}: $ is a {type(document).__name__}; write {{"role": ..., "messages": [...]}}'
+        )
     for name in ("role", "messages"):
         if name not in document:
             raise ValueError(f"{path}: $ has no {name!r}, only {sorted(document)}")
@@ -102,7 +106,10 @@ def read_transcript(path: Path | str) -> Transcript:
             model=_optional(document, "model", str),
             revision=_optional(document, "revision", str),
             seed=_optional(document, "seed", int),
-            finish=tuple(_text(f, f"$.finish[{i}]") for i, f in enumerate(_listed(document.get("finish") or [], "$.finish"))),
+            finish=tuple(
+                _text(f, f"$.finish[{i}]")
+                for i, f in enumerate(_listed(document.get("finish") or [], "$.finish"))
+            ),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -116,15 +123,21 @@ def _check_turns(messages: Sequence[Mapping[str, str]]) -> None:
         due = ("user", "assistant")[(index - start) % 2]
         if message["role"] != due:
             raise ValueError(
-                f"$.messages[{index}] is of {message['role']!r} where {due!r} must speak; turns go user, assistant, user, ..."
+                f"$.messages[{index}] is of {message['role']!r} where {due!r} must speak; turns go user,"
+                " assistant, user, ..."
             )
         if due == "user" and not message["content"].strip():
             raise ValueError(f"$.messages[{index}] is a blank user turn; write a text")
     spoken = len(messages) - start
     if spoken == 0:
-        raise ValueError("$.messages holds a system message alone; write at least one user turn with its answer")
+        raise ValueError(
+            "$.messages holds a system message alone; write at least one user turn with its answer"
+        )
     if spoken % 2:
-        raise ValueError(f"$.messages[{len(messages) - 1}] is a user turn without an answer; add the answer or drop the turn")
+        raise ValueError(
+            f"$.messages[{len(messages) - 1}] is a user turn without an answer; add the answer or drop the"
+            " turn"
+        )
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
@@ -169,5 +182,7 @@ def _text(value: Any, where: str, *, blank: bool = False) -> str:
 def _optional(document: dict[str, Any], name: str, kind: type) -> Any:
     value = document.get(name)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise ValueError(f"$.{name} is {value!r}; write a {'text' if kind is str else 'whole number'}, or leave it out")
+        raise ValueError(
+            f"$.{name} is {value!r}; write a {'text' if kind is str else 'whole number'}, or leave it out"
+        )
     return value
