@@ -59,6 +59,7 @@ def combine(config: Config, results: Mapping[str, Result]) -> Persistence:
             role, layer, question = cell.args["role"], cell.args["layer"], cell.args["question"]
             other = other_role(config, role)
             theirs = None if other is None else cell.key.replace(f"steer/{role}/", f"steer/{other}/", 1)
+            theirs = theirs if theirs in results else None  # not run yet
             conditions.append(
                 Condition(
                     role=role,

@@ -46,6 +46,11 @@ class Config(ModelConfig):
             raise ValueError(f"there are no roles {', '.join(unknown)}; the roles are {', '.join(personas)}")
         if "control" not in personas or "control" in self.roles:
             raise ValueError("the personas need an entry 'control', and it is not one of the roles")
+        asked(self, self.question_group, self.n_questions)
+        if self.role_as == "system":
+            asked(self, self.contrast_group, self.n_contrast)
+        if self.strength_in == "kl" and not (all(nats > 0 for nats in self.strengths) and self.n_steer):
+            raise ValueError('strengths in "kl" are nats > 0, reached over n_steer > 0 tokens')
         return self
 
 
@@ -56,7 +61,10 @@ def people(config: Config) -> dict[str, Persona]:
 
 def asked(config: Config, group: str, n: int) -> tuple[str, ...]:
     """The first n questions of a group."""
-    known = questions(group) if config.questions is None else load_questions(config.questions)[group]
+    groups = None if config.questions is None else load_questions(config.questions)
+    if groups is not None and group not in groups:
+        raise ValueError(f"{config.questions} has no group {group!r}; its groups are {', '.join(groups)}")
+    known = questions(group) if groups is None else groups[group]
     if len(known) < n:
         raise ValueError(f"the group {group!r} holds {len(known)} questions; {n} were asked for")
     return known[:n]
@@ -86,9 +94,11 @@ def contrast_prompts(config: Config, model: Model, persona: Persona) -> list[Pro
 
 def prompt_of(config: Config, model: Model, persona: Persona, question: str) -> Prompt:
     """A question to a persona; models without a system role get the instruction before the question."""
+    told = persona.system_prompt
     if not config.chat:
-        return plain(model.tokenizer, f"{persona.system_prompt}\n\n{question}\n\n")
-    messages = [{"role": "system", "content": persona.system_prompt}, {"role": "user", "content": question}]
+        return plain(model.tokenizer, "\n\n".join([*([told] if told else []), question, ""]))
+    system = [{"role": "system", "content": told}] if told else []
+    messages = [*system, {"role": "user", "content": question}]
     try:
         return render(model.tokenizer, messages)
     except ValueError as error:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mechinterp.figures import Band, caption, dose_response, heatmap, per_token
-from mechinterp.stats.intervals import curve_interval, mean_interval
-from studies.persistence_result import Outcome, Persistence
+from mechinterp.stats.intervals import curve_interval
+from studies.persistence_result import Outcome, Persistence, over_runs
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,7 +31,7 @@ def curves(result: Persistence, outcome: Outcome) -> "go.Figure":
             parts.append(pd.DataFrame({**table, "arm": shown}))
     bands = []
     for arm, shown in (("floor", "floor (unsteered)"), ("ceiling", "ceiling (told the role)")):
-        found = mean_interval(outcome.free_means(arm), method="t")
+        found = over_runs(outcome.free_means(arm), "t")
         bands.append(Band(shown, found.estimate, found.low, found.high))
     c = outcome.condition
     return per_token(
@@ -153,5 +153,7 @@ def _said(result: Persistence, outcome: Outcome) -> str:
         else f"No half-life: {half.reason}."
     )
     found = outcome.interval("steered")
+    if not found.n:
+        return f"Normalised persistence is undefined: the ceiling is not above the floor. {life}"
     bounds = f"[{found.low:.2f}, {found.high:.2f}]"
     return f"Normalised persistence {found.estimate:.2f} {bounds} over {found.n} runs. {life}"

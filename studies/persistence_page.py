@@ -5,10 +5,9 @@ from typing import Any
 from mechinterp.report import Headline, Page, Sample
 from mechinterp.results import library_versions
 from mechinterp.runs import Run
-from mechinterp.stats.intervals import mean_interval
 from mechinterp.stats.paired import sign_flip
 from studies.persistence_figures import COHERENT, all_figures
-from studies.persistence_result import Outcome, Persistence
+from studies.persistence_result import Outcome, Persistence, over_runs
 
 ASKED = (
     "A role's vector is added to the residual stream while a number of tokens is generated; then the"
@@ -70,15 +69,23 @@ def answer(result: Persistence) -> str:
 
 def headlines(result: Persistence, outcome: Outcome) -> list[Headline]:
     """Persistence, how much of it a random direction does not give, half-life, and coherence."""
-    n, where = len(outcome.seeds), _where(result, outcome)
+    where = _where(result, outcome)
     why = "" if outcome.ceiling > outcome.floor else "being told the role does not raise the projection here"
     kept, floor = outcome.interval("steered"), outcome.against("floor")
     ours, random = (outcome.persistence[arm] for arm in ("steered", "random"))
-    more, test = mean_interval(ours - random, method="bootstrap"), sign_flip(ours - random)
+    more, test = over_runs(ours - random, "bootstrap"), sign_flip(ours - random)
     above, beyond = f"above the floor: {floor.method}", f"paired: {test.method}"
     lines = [
-        _line(f"{where}: persistence", kept.estimate, kept, n, above, floor.p, why or kept.note),
-        _line(f"{where}: persistence beyond a random push", test.estimate, more, n, beyond, test.p, why),
+        _line(f"{where}: persistence", kept.estimate, kept, kept.n, above, floor.p, why or kept.note),
+        _line(
+            f"{where}: persistence beyond a random push",
+            test.estimate,
+            more,
+            more.n,
+            beyond,
+            test.p,
+            why or more.note,
+        ),
     ]
     half = outcome.half_life
     excess = "excess over the floor, sign flips"
@@ -86,7 +93,7 @@ def headlines(result: Persistence, outcome: Outcome) -> list[Headline]:
         _line(f"{where}: half-life (tokens)", half.estimate, half, half.n, excess, half.p_excess, half.reason)
     )
     if outcome.coherence.get("steered"):
-        kl = mean_interval(outcome.coherence["steered"]["p95"], method="bootstrap")
+        kl = over_runs(outcome.coherence["steered"]["p95"], "bootstrap")
         frontier = f"{COHERENT:g} nat is the coherence frontier"
         lines.append(
             _line(f"{where}: p95 KL while steered (nats)", kl.estimate, kl, kl.n, "", None, frontier)

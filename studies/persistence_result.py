@@ -7,8 +7,8 @@ seed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -78,7 +78,7 @@ class Outcome:
 
     def interval(self, arm: str) -> Interval:
         """The mean normalised persistence of an arm, bootstrapped over runs."""
-        return mean_interval(self.persistence[arm], method="bootstrap")
+        return over_runs(self.persistence[arm], "bootstrap")
 
     def against(self, arm: str) -> SignFlip:
         """Steered minus another arm, paired by seed: mean free projection."""
@@ -87,6 +87,18 @@ class Outcome:
     def free_means(self, arm: str) -> Float[Tensor, "run"]:
         """Each run's mean projection over its free tokens."""
         return self.curves[arm][:, self.n_steer :].nanmean(1)
+
+
+def over_runs(values: Float[Tensor, "run"], method: Literal["bootstrap", "t"]) -> Interval:
+    """The mean over the runs in which the value is defined, and how many are not."""
+    defined = values.isfinite()
+    found = mean_interval(values[defined], method=method)
+    missing = len(values) - int(defined.sum())
+    return (
+        replace(found, note=found.note or f"undefined in {missing} of {len(values)} runs")
+        if missing
+        else found
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +168,8 @@ class Persistence(Result):
         lines = [answer(self)]
         for outcome in self.outcomes:
             found = outcome.interval("steered")
-            bounds = f"[{found.low:.2f}, {found.high:.2f}]"
-            lines.append(f"  {outcome.condition}: persistence {found.estimate:.2f} {bounds}, n = {found.n}")
+            shown = f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]" if found.n else "undefined"
+            lines.append(f"  {outcome.condition}: persistence {shown}, n = {found.n}")
         return "\n".join(lines)
 
     def figure(self) -> go.Figure:
@@ -220,7 +232,7 @@ def _outcome(condition: Condition, results: Mapping[str, Any], n_steer: int, see
         floor=floor,
         ceiling=ceiling,
         persistence={arm: normalised(curve, floor, ceiling) for arm, curve in free.items()},
-        windows=windows(free["steered"], min(N_WINDOWS, free["steered"].shape[1])),
+        windows=windows(free["steered"], N_WINDOWS),
         half_life=release_half_life(free["steered"], floor, seed=seed),
         coherence={arm: _coherence(runs.release, arm) for arm in ("steered", "random")},
         drift=_drift(runs.release, reference.release, n_steer),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def extract(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Conf
     """
     for layer in config.layers:
         model.check_site(Site("resid_post", layer))
-    layers = list(range(model.dims.n_layers)) if config.vectors is None else list(config.layers)
+    given = None if config.vectors is None else _read(config, config.vectors, model)
+    layers = list(range(model.dims.n_layers)) if given is None else list(config.layers)
     personas = people(config)
     named = {key: personas[key] for key in ("control", *config.roles)}
     prompts = {key: contrast_prompts(config, model, persona) for key, persona in named.items()}
@@ -71,13 +73,16 @@ def extract(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Conf
         model, prompts, control="control", layers=layers, position=LastToken(), seed=config.seed
     )
     norms = {layer: float(found.residual_norm[found.layers.index(layer)]) for layer in config.layers}
-    if config.vectors is None:
-        return Directions(found.vectors(), norms, found)
-    given = read_vectors(config.vectors)
+    return Directions(found.vectors(), norms, found) if given is None else Directions(given, norms, None)
+
+
+def _read(config: Config, path: Path, model: Model) -> Vectors:
+    """The user's vectors, refused before any pass where they do not fit the model or lack a role."""
+    given = read_vectors(path)
     check_for(given, model.dims, layers=config.layers)
     for role in config.roles:
-        given[role, config.layers[0]]  # KeyError names the vectors there are
-    return Directions(given, norms, None)
+        given[role, config.layers[0]]  # ValueError names the vectors there are
+    return given
 
 
 def reference(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Runs:
