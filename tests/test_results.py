@@ -141,7 +141,9 @@ def test_metadata_names_versions_and_no_time():
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, torch.zeros(2, device="meta"), np.array(["a"]), 1j], ids=repr
+    "value",
+    [object(), {1, 2}, torch.zeros(2, device="meta"), np.array(["a"]), 1j],
+    ids=["an object", "a set", "a meta tensor", "text in an array", "a complex number"],
 )
 def test_what_could_not_be_read_back_is_refused_with_its_place(value, tmp_path):
     with pytest.raises(TypeError, match="result/held/deep"):
