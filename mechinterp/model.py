@@ -6,7 +6,7 @@ every backend; it is read, never written.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,12 +48,19 @@ class Model:
 
     # prompts ------------------------------------------------------------------------------------------------
 
-    def chat(self, question: str, *, system: str | None = None, chat: bool = True) -> Prompt:
-        """One question as a prompt that ends where the answer begins.
+    def chat(
+        self,
+        question: str,
+        *,
+        system: str | None = None,
+        system_role: Literal["native", "prepend_user"] = "native",
+        chat: bool = True,
+    ) -> Prompt:
+        """One question as a prompt that ends where the answer begins; `chat=False` needs no template.
 
-        `chat=False` is for models without a template.
         `system=None` leaves the system message out (a template may then insert its own, which is labelled);
-        `""` is an empty one.
+        `""` is an empty one. For models without a system role, `system_role="prepend_user"` puts the text before
+        the question.
         """
         if not chat:
             if system is not None:
@@ -62,7 +69,8 @@ class Model:
                 )
             return plain(self.tokenizer, question)
         head = [] if system is None else [{"role": "system", "content": system}]
-        return render(self.tokenizer, [*head, {"role": "user", "content": question}])
+        messages = [*head, {"role": "user", "content": question}]
+        return render(self.tokenizer, messages, system_role=system_role)
 
     def decode(self, tokens: Int[Tensor, "position"] | Sequence[int]) -> str:
         """Ids as text, for showing; text is never made into ids again."""

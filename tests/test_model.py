@@ -602,3 +602,11 @@ def test_the_real_model_through_the_door_is_itself(real, real_hf):
     assert not torch.allclose(seen[Site("resid_post", 29)], own.hidden_states[30], rtol=1e-2), (
         "that one is normed"
     )
+
+
+@pytest.mark.real
+def test_a_system_text_goes_before_the_question_where_there_is_no_system_role(real):
+    merged = real.chat("Why is the sky blue?", system="You are a bard.", system_role="prepend_user")
+    user = merged.tokens[0, merged.segmentation.positions("user")]
+    said = real.decode(user)
+    assert "You are a bard." in said and said.index("You are a bard.") < said.index("Why is the sky blue?")
