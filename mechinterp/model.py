@@ -59,8 +59,8 @@ class Model:
         """One question as a prompt that ends where the answer begins; `chat=False` needs no template.
 
         `system=None` leaves the system message out (a template may then insert its own, which is labelled);
-        `""` is an empty one. For models without a system role, `system_role="prepend_user"` puts the text before
-        the question.
+        `""` is an empty one. `system_role="prepend_user"` puts the text before the question, for models
+        without a system role.
         """
         if not chat:
             if system is not None:
