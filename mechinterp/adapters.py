@@ -18,7 +18,7 @@ from mechinterp.adapter_config import BASE_KEY, AdapterConfig, read_config
 from mechinterp.adapter_weights import inject, lora_layers, merge, place, proven, read_weights
 from mechinterp.backends.anatomy import Anatomy
 from mechinterp.backends.protocol import BackendName
-from mechinterp.json_io import canonical_sha256
+from mechinterp.digests import adapted_sha256
 
 logger = logging.getLogger("mechinterp")
 
@@ -45,7 +45,7 @@ class Attached:
 
     def digest(self, base_sha256: str) -> str:
         """The digest of base and adapter together."""
-        return canonical_sha256([base_sha256, self.sha256])
+        return adapted_sha256(base_sha256, self.sha256)
 
 
 def attach(
@@ -71,17 +71,8 @@ def attach(
     for note in notes:
         logger.warning("%s: %s", source.name, note)
     sha256 = hub.tensors_sha256(tensors)
-    record = {**_origin(source), "sha256": sha256, **_effect(config, norms)}
+    record = {**source.record(), "sha256": sha256, **_effect(config, norms)}
     return Attached(model, Path(source.name).name, sha256, record, tuple(notes))
-
-
-def _origin(source: hub.Source) -> dict[str, Any]:
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "revision": source.revision,
-        "subfolder": source.subfolder,
-    }
 
 
 def _effect(config: AdapterConfig, norms: dict[str, float]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mechinterp.json_io import canonical_sha256
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,6 +51,11 @@ def safetensors_sha256(files: Iterable[Path]) -> str:
     for file in files:
         described += _described_file(file)
     return _combined(described)
+
+
+def adapted_sha256(base_sha256: str, adapter_sha256: str) -> str:
+    """Digest of a base and an adapter on it, from the digests of their tensors."""
+    return canonical_sha256([base_sha256, adapter_sha256])
 
 
 def _combined(described: "Iterable[Callable[[], str]]") -> str:

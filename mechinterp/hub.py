@@ -47,6 +47,10 @@ class Source:
     subfolder: str | None
     kind: Literal["embedded", "hub", "directory"]
 
+    def record(self) -> dict[str, str | None]:
+        """What a manifest keeps of it; the local path says nothing on another machine."""
+        return {"name": self.name, "kind": self.kind, "revision": self.revision, "subfolder": self.subfolder}
+
     @property
     def tokenizer_path(self) -> Path:
         """`path`, or the directory that its subfolder lies in where only that has a tokenizer."""

@@ -49,12 +49,7 @@ def load(
     source = hub.resolve(name, revision=revision, subfolder=subfolder)
     hf_model = _load_weights(source.path, dtype, device)
     refuse_active_adapters(hf_model)  # transformers puts one on by itself where it lies beside the weights
-    record = {
-        "name": source.name,
-        "kind": source.kind,
-        "revision": source.revision,
-        "subfolder": source.subfolder,
-    }
+    record = source.record()
     digest = hub.weights_sha256(source.path)
     tokenizer = _load_tokenizer(source.tokenizer_path)
     if adapter is None:

@@ -4,7 +4,6 @@ A study is a module with `Config`, `cells(config)`, `model_specs(config)`, the f
 `combine(config, results)` and `page(config, result, run)`. Nothing here knows which study it is.
 """
 
-import hashlib
 import importlib
 import json
 import os
@@ -18,6 +17,7 @@ from mechinterp import cells as cell_lists
 from mechinterp import engine
 from mechinterp.cells import Cell
 from mechinterp.config import StudyConfig, load_config
+from mechinterp.digests import adapted_sha256
 from mechinterp.export import FileFormat
 from mechinterp.files import file_sha256
 from mechinterp.runs import Run, Status
@@ -121,7 +121,7 @@ def _open(asked: Asked, folder: Path, specs: dict[str, dict[str, Any]], new: boo
 
 
 def weights_of(spec: dict[str, Any]) -> str:
-    """The digest of a model's weights, and of its adapter's, without loading either."""
+    """The `weights_sha256` of the model that these words load, its adapter included, without loading it."""
     from mechinterp import hub
 
     source = hub.resolve(spec["name"], revision=spec.get("revision"), subfolder=spec.get("subfolder"))
@@ -129,7 +129,7 @@ def weights_of(spec: dict[str, Any]) -> str:
     if spec.get("adapter") is None:
         return digest
     adapter = hub.weights_sha256(hub.resolve_adapter(str(spec["adapter"])).path)
-    return hashlib.sha256(f"{digest}{adapter}".encode()).hexdigest()
+    return adapted_sha256(digest, adapter)
 
 
 def _load(spec: dict[str, Any]) -> Any:

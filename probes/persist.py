@@ -131,18 +131,10 @@ def curves_figure(
     """Mean projection on one vector by token, with 95 % t bands over runs, for some arms."""
     import pandas as pd
 
-    parts = []
-    for arm in arms:
-        curve = curve_interval(release.curves(arm, name))
-        tokens = range(len(curve.estimate))
-        columns = {
-            "token": tokens,
-            "projection": curve.estimate,
-            "low": curve.low,
-            "high": curve.high,
-            "arm": arm,
-        }
-        parts.append(pd.DataFrame(columns))
+    parts = [
+        curve_interval(release.curves(arm, name)).to_dataframe("token", "projection").assign(arm=arm)
+        for arm in arms
+    ]
     n = min(len(release.rows(arm)) for arm in arms)
     return figures.per_token(
         pd.concat(parts),

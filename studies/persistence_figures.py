@@ -18,17 +18,11 @@ ARMS = {"steered": "steered", "random": "random direction", "other": "another ro
 
 def curves(result: Persistence, outcome: Outcome) -> "go.Figure":
     """Mean projection on the role's vector by token, for each steered arm, with floor and ceiling bands."""
-    parts = []
-    for arm, shown in ARMS.items():
-        if arm in outcome.curves:
-            curve = curve_interval(outcome.curves[arm])
-            table = {
-                "token": range(len(curve.estimate)),
-                "projection": curve.estimate,
-                "low": curve.low,
-                "high": curve.high,
-            }
-            parts.append(pd.DataFrame({**table, "arm": shown}))
+    parts = [
+        curve_interval(outcome.curves[arm]).to_dataframe("token", "projection").assign(arm=shown)
+        for arm, shown in ARMS.items()
+        if arm in outcome.curves
+    ]
     bands = []
     for arm, shown in (("floor", "floor (unsteered)"), ("ceiling", "ceiling (told the role)")):
         found = over_runs(outcome.free_means(arm), "t")
@@ -128,6 +122,13 @@ def all_figures(result: Persistence) -> "dict[str, tuple[go.Figure, str]]":
             )
     if len({o.condition.strength for o in result.outcomes}) > 1 and any(o.coherence for o in result.outcomes):
         found["doses"] = (doses(result), "Stronger steering persists only if the text stays the model's own.")
+    for outcome in result.outcomes:
+        c, calibration = outcome.condition, outcome.calibration
+        if calibration is not None:
+            found[_file(f"calibration-{c.role}-l{c.layer}-{c.strength:g}")] = (
+                calibration.figure(),
+                f"Every coefficient tried: {len(calibration.tried)} on the way to {calibration.asked:g} nats.",
+            )
     if result.vectors is not None:
         found["vector-norms"] = (
             result.vectors.figure(),

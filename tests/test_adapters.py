@@ -23,6 +23,7 @@ from mechinterp.backends.anatomy import anatomy_of
 from mechinterp.digests import tensors_sha256
 from mechinterp.interventions import Add
 from mechinterp.loading import load, with_adapter, wrap
+from mechinterp.running import weights_of
 from mechinterp.sites import NAMES, Site
 from tests.architectures import shared, tiny
 
@@ -232,6 +233,16 @@ def test_the_record_says_what_was_applied_and_the_digest_covers_both(tmp_path):
     record = json.loads(json.dumps(one.source["adapter"], allow_nan=False))
     assert (record["rank"], record["alpha"], record["n_modules"]) == ([4], [8], 21)
     assert record["targets"] == sorted(ALL) and one.notes == () and "adapter" not in base.source
+
+
+def test_a_run_and_the_model_that_it_loads_name_the_same_weights(tmp_path):
+    base, adapter = str(tmp_path / "base"), str(tmp_path / "adapter")
+    shared("llama").save_pretrained(base)
+    _save_tokenizer(tmp_path / "base")
+    trained("llama", adapter)
+    assert weights_of({"name": base}) == load(base, device="cpu").weights_sha256
+    adapted = load(base, adapter=adapter, device="cpu")
+    assert weights_of({"name": base, "adapter": adapter}) == adapted.weights_sha256
 
 
 def test_fault_070_an_adapter_that_changes_nothing_is_noted(tmp_path, caplog):

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +14,7 @@ import plotly.graph_objects as go
 import pytest
 
 from mechinterp import export, figures
+from tests.browser import chrome
 
 SUBTITLE = figures.caption(
     "tiny-llama (1a2b3c4)", n=8, unit="run", seeds=range(42, 50), band="95 % over runs"
@@ -343,17 +342,6 @@ def test_fault_104_without_kaleido_the_notice_names_it(tmp_path: Path, monkeypat
     with pytest.warns(UserWarning, match="kaleido is not installed"):
         saved = export.save_figures({"layer": every_figure()["layer"]}, tmp_path, ["json", "png"])
     assert [path.name for path in saved.files] == ["layer.json"]
-
-
-def chrome() -> str:
-    """Path of a Chrome or Chromium; without one the test skips, or fails under REQUIRE_CHROME=1."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
-        if path := shutil.which(name):
-            return path
-    reason = "no Chrome or Chromium here; `apt-get install chromium` brings one"
-    if os.environ.get("REQUIRE_CHROME") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 QUIET = [

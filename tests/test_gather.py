@@ -77,28 +77,19 @@ def test_the_last_rows_of_prompts_that_share_beginnings_are_those_of_a_pass_each
     assert len(shared_rows) >= 1, "no prefix was shared, so nothing was tested"
 
 
-def test_means_over_positions_that_differ_between_prompts(model):
+@pytest.mark.parametrize(
+    "positions_of",
+    [
+        pytest.param(lambda n: torch.arange(n // 2, n), id="means over the second half"),
+        pytest.param(lambda n: torch.tensor([0, n - 1]), id="inside the shared beginning too"),
+    ],
+)
+def test_means_over_positions_that_differ_between_prompts(model, positions_of):
     prompts = families_of_prompts()
-    positions = [torch.arange(len(ids) // 2, len(ids)) for ids in prompts]
+    positions = [positions_of(len(ids)) for ids in prompts]
     sites = all_layers(model, "resid_post")
-    assert_close(
-        gather(model, prompts, sites, positions),
-        naive(model, prompts, sites, positions),
-        atol=2e-5,
-        rtol=1e-4,
-    )
-
-
-def test_a_position_inside_the_shared_beginning_is_read_too(model):
-    prompts = families_of_prompts()
-    positions = [torch.tensor([0, len(ids) - 1]) for ids in prompts]
-    sites = all_layers(model, "resid_post")
-    assert_close(
-        gather(model, prompts, sites, positions),
-        naive(model, prompts, sites, positions),
-        atol=2e-5,
-        rtol=1e-4,
-    )
+    got = gather(model, prompts, sites, positions)
+    assert_close(got, naive(model, prompts, sites, positions), atol=2e-5, rtol=1e-4)
 
 
 def test_resid_mid_is_the_sum_of_what_was_read(model):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechinterp.backends.protocol import Backend
+from mechinterp.backends.protocol import Backend, Pass
 from mechinterp.backends.verify import verify
 from mechinterp.interventions import Add, Apply, Clamp, From, Intervention, ProjectOut, Replace, Rotate
 from mechinterp.sites import WRITABLE, Site
@@ -29,6 +29,14 @@ from tests.passes import (
     run,
 )
 
+
+def assert_equals_the_reference(backend: Any, family: str, request: Pass) -> None:
+    """Every captured site and the logits of a pass are those of plain hooks on the Hugging Face model."""
+    (outcome, values), (expected, natural) = run(backend, request), run(reference(family), request)
+    assert_same(values, natural, request.capture)
+    assert relative(outcome.logits, expected.logits) <= GATE  # type: ignore
+
+
 # reading ----------------------------------------------------------------------------------------------------
 
 
@@ -38,9 +46,7 @@ def test_every_site_of_every_layer_equals_the_reference(family: str, kind: str):
     assert backend.dims == reference(family).dims
     assert set(backend.sites) == set(reference(family).sites) - UNREADABLE.get((family, kind), set())
     request = a_pass(TOKENS, capture=every_site(backend))
-    (outcome, values), (expected, natural) = run(backend, request), run(reference(family), request)
-    assert_same(values, natural, request.capture)
-    assert relative(outcome.logits, expected.logits) <= GATE  # type: ignore
+    assert_equals_the_reference(backend, family, request)
 
 
 @each_pair
@@ -182,9 +188,7 @@ def test_several_edits_compose_in_their_order(family: str, kind: str):
         edit for name in WRITABLE for layer in (0, 1, 2) for edit in edits(at(name, layer), backend)[:3]
     )
     request = a_pass(TOKENS, interventions=both, capture=every_site(backend))
-    (outcome, values), (expected, natural) = run(backend, request), run(reference(family), request)
-    assert_same(values, natural, request.capture)
-    assert relative(outcome.logits, expected.logits) <= GATE  # type: ignore
+    assert_equals_the_reference(backend, family, request)
 
 
 @each_pair

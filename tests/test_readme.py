@@ -22,7 +22,8 @@ def test_the_python_of_the_first_screen_runs_and_writes_its_figure(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     code = blocks("python")[0]
     assert code.count("\n") <= 14
-    quick = code.replace("n_steer=24, n_free=40", "n_steer=3, n_free=4").replace("seeds=range(8)", "seeds=range(3)")
+    quick = code.replace("n_steer=24, n_free=40", "n_steer=3, n_free=4")
+    quick = quick.replace("seeds=range(8)", "seeds=range(3)")
     assert quick != code
     quick = quick.replace('mi.load("smollm2-135m-instruct-q4")', "real")
     exec(compile(quick, "README.md", "exec"), {"real": real})

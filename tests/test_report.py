@@ -7,9 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,6 +29,7 @@ from mechinterp.report import (
     three_digits,
     write_report,
 )
+from tests.browser import chrome
 
 HOSTILE = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
 LINK = '<a href="javascript:document.title=1">'
@@ -365,17 +364,6 @@ def test_text_stands_out_from_its_ground_as_the_guidelines_for_contrast_ask():
     assert len(pairs) == 6 + 1 + 6 + 3
     for ink, ground in pairs:
         assert (luminance(ground) + 0.05) / (luminance(ink) + 0.05) >= 4.5, (ink, ground)
-
-
-def chrome() -> str:
-    """Path of a Chrome or Chromium; without one the test skips, or fails under REQUIRE_CHROME=1."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
-        if path := shutil.which(name):
-            return path
-    reason = "no Chrome or Chromium here; `apt-get install chromium` brings one"
-    if os.environ.get("REQUIRE_CHROME") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 # Each copy of the page tells the page around it what became of it; a file may not look into another.

@@ -1,7 +1,7 @@
 """Files of other people, each in its own schema: rows by name, layers by our numbering."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,26 +24,7 @@ from probes.vectors import (
     save_vectors,
     select_layers,
 )
-
-
-@dataclass(frozen=True)
-class SmallModel:
-    n_layers: int = 4
-    d_model: int = 6
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def same(left: Vectors, right: Vectors) -> bool:
-    return (
-        left.names == right.names
-        and left.layers == right.layers
-        and torch.equal(left.values, right.values)
-        and left.passport == right.passport
-    )
-
+from tests.small_vectors import SmallModel, same, seeded
 
 # activations_*.pt
 

@@ -1,12 +1,11 @@
 """Vectors by name: round trips, foreign formats in their own schema, and files that must be refused."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from probes.vectors import (
     Passport,
@@ -17,18 +16,9 @@ from probes.vectors import (
     save_vectors,
     select_layers,
 )
+from tests.small_vectors import SmallModel, same, seeded
 
 REFUSED = (ValueError, TypeError)  # TypeError: where the shapes in the signatures are enforced
-
-
-@dataclass(frozen=True)
-class SmallModel:
-    n_layers: int = 4
-    d_model: int = 6
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def two_vectors() -> Vectors:
@@ -41,15 +31,6 @@ def two_vectors() -> Vectors:
         split_half=((0.5, None), (0.25, 1.0)),
     )
     return Vectors(("villain", "librarian"), (3, 1), seeded(2, 2, 6), passport)
-
-
-def same(left: Vectors, right: Vectors) -> bool:
-    return (
-        left.names == right.names
-        and left.layers == right.layers
-        and torch.equal(left.values, right.values)
-        and left.passport == right.passport
-    )
 
 
 # Our own file

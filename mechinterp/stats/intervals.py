@@ -7,11 +7,14 @@ that a report of hours of computing is still written.
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESAMPLES = 10_000
 
@@ -41,6 +44,13 @@ class CurveInterval:
     unit: str
     method: str
     level: float = 0.95
+
+    def to_dataframe(self, x: str, y: str) -> "pd.DataFrame":
+        """One line a position: its index in column `x`, the mean in `y`, the bounds in `low` and `high`."""
+        import pandas as pd
+
+        table = {x: range(len(self.estimate)), y: self.estimate, "low": self.low, "high": self.high}
+        return pd.DataFrame(table)
 
 
 def mean_interval(

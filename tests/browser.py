@@ -1,0 +1,17 @@
+"""The browser that the tests of written pages need, or why there is none."""
+
+import os
+import shutil
+
+import pytest
+
+
+def chrome() -> str:
+    """Path of a Chrome or Chromium; without one the test skips, or fails under REQUIRE_CHROME=1."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
+        if path := shutil.which(name):
+            return path
+    reason = "no Chrome or Chromium here; `apt-get install chromium` brings one"
+    if os.environ.get("REQUIRE_CHROME") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
