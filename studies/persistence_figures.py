@@ -127,7 +127,7 @@ def all_figures(result: Persistence) -> "dict[str, tuple[go.Figure, str]]":
         if calibration is not None:
             found[_file(f"calibration-{c.role}-l{c.layer}-{c.strength:g}")] = (
                 calibration.figure(),
-                f"Every coefficient tried: {len(calibration.tried)} on the way to {calibration.asked:g} nats.",
+                f"The {len(calibration.tried)} coefficients tried on the way to {calibration.asked:g} nats.",
             )
     if result.vectors is not None:
         found["vector-norms"] = (

@@ -146,6 +146,10 @@ def caveats(config: Any, result: Persistence) -> list[str]:
             f"In {len(broken)} of {len(result.outcomes)} conditions the steered text lies beyond the"
             f" coherence frontier (p95 KL above {COHERENT:g} nat): what persists there may be broken text."
         )
+    missed = [o.calibration for o in result.outcomes if o.calibration and not o.calibration.converged]
+    if missed:
+        reached = ", ".join(f"{c.reached:.2g} instead of {c.asked:g}" for c in missed)
+        found.append(f"Calibration did not reach the asked KL in {len(missed)} conditions (nats: {reached}).")
     undefined = [result.names[o.condition.role] for o in result.outcomes if not o.ceiling > o.floor]
     if undefined:
         found.append(

@@ -21,6 +21,7 @@ from mechinterp.stats.paired import SignFlip, sign_flip
 from probes.decay import normalised, release_half_life, windows
 from probes.persist import Release
 from probes.roles import RoleVectors
+from probes.strength import Calibration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ class Outcome:
 
     Arms are steered, random, other, floor and ceiling; curves hold NaN past a run's end. `persistence` is
     (free mean - floor) / (ceiling - floor) of each run; `drift` the same for steered runs on every role's
-    vector.
+    vector. `coherence` is empty without KL, `calibration` None unless strengths are in nats.
     """
 
     condition: Condition
@@ -73,6 +74,7 @@ class Outcome:
     windows: Float[Tensor, "run window"]
     half_life: HalfLife
     coherence: dict[str, dict[str, Float[Tensor, "run"]]]
+    calibration: Calibration | None
     drift: Float[Tensor, "role"]
     n_stopped: dict[str, int]
 
@@ -234,7 +236,10 @@ def _outcome(condition: Condition, results: Mapping[str, Any], n_steer: int, see
         persistence={arm: normalised(curve, floor, ceiling) for arm, curve in free.items()},
         windows=windows(free["steered"], N_WINDOWS),
         half_life=release_half_life(free["steered"], floor, seed=seed),
-        coherence={arm: _coherence(runs.release, arm) for arm in ("steered", "random")},
+        coherence={}
+        if runs.release.kl is None
+        else {arm: _coherence(runs.release, arm) for arm in ("steered", "random")},
+        calibration=results.get(f"calibrate/{role}/layer{condition.layer}/{condition.strength:g}"),
         drift=_drift(runs.release, reference.release, n_steer),
         n_stopped={arm: _stopped(found, name) for arm, (found, name) in sources.items()},
     )
@@ -252,8 +257,6 @@ def _cosine(release: Release, arm: str, role: str, n_steer: int) -> Float[Tensor
 
 
 def _coherence(release: Release, arm: str) -> dict[str, Float[Tensor, "run"]]:
-    if release.kl is None:
-        return {}
     rows = release.rows(arm)
     return {how: release.coherence(how)[rows] for how in AGGREGATES}
 

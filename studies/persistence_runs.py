@@ -139,7 +139,8 @@ def steer(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -
     trials = [Trial("steered", prompt, scale * vector, seed) for seed in seeds(config)]
     for seed in seeds(config):
         generator = torch.Generator().manual_seed(cell_seed(seed, f"random/{role}/{layer}", 0))
-        trials.append(Trial("random", prompt, random_direction(len(vector), norm, generator), seed))
+        push = random_direction(len(vector), norm, generator) if norm else None
+        trials.append(Trial("random", prompt, push, seed))
     return _run(cell, model, inputs, config, trials, cell.args["cache"], scale, norm / residual)
 
 
