@@ -80,21 +80,21 @@ def _personas(source: Path | Traversable, label: str) -> dict[str, Persona]:
 
 
 def _persona(key: str, value: object, where: str) -> Persona:
-    _text(key, f"the name at {where}")
+    text_at(key, f"the name at {where}")
     if isinstance(value, str):
-        return Persona(key, _readable(key), _text(value, where, empty=True))
+        return Persona(key, _readable(key), text_at(value, where, empty=True))
     entry = _object(value, where, 'a prompt or an object with "system_prompt"')
     if "system_prompt" not in entry:
         raise ValueError(f'{where} has no "system_prompt", only {sorted(entry)}')
     optional = {
-        name: _text(entry[name], f"{where}.{name}", empty=True)
+        name: text_at(entry[name], f"{where}.{name}", empty=True)
         for name in ("description", "short", "category")
         if name in entry
     }
     return Persona(
         key=key,
-        readable_name=_text(entry.get("readable_name", _readable(key)), f"{where}.readable_name"),
-        system_prompt=_text(entry["system_prompt"], f"{where}.system_prompt", empty=True),
+        readable_name=text_at(entry.get("readable_name", _readable(key)), f"{where}.readable_name"),
+        system_prompt=text_at(entry["system_prompt"], f"{where}.system_prompt", empty=True),
         related_to=_texts(entry.get("related_to", []), f"{where}.related_to"),
         **optional,
     )
@@ -105,7 +105,7 @@ def _questions(source: Path | Traversable, label: str) -> dict[str, tuple[str, .
     groups = {group: _texts(texts, f"{where}.{group}") for group, texts in members.items()}
     unique_names(groups, what=f"{where} group")
     for group, texts in groups.items():
-        _text(group, f"the name at {where}.{group}")
+        text_at(group, f"the name at {where}.{group}")
         if not texts:
             raise ValueError(f"{where}.{group} holds no questions; write at least one or leave the group out")
         unique_names(texts, what=f"{where}.{group} question")
@@ -149,10 +149,11 @@ def _object(value: object, where: str, wanted: str) -> dict[str, object]:
 def _texts(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or isinstance(value, _Pairs):
         raise ValueError(f"{where} is {_shown(value)}; write a list of texts")
-    return tuple(_text(text, f"{where}[{index}]") for index, text in enumerate(value))
+    return tuple(text_at(text, f"{where}[{index}]") for index, text in enumerate(value))
 
 
-def _text(value: object, where: str, *, empty: bool = False) -> str:
+def text_at(value: object, where: str, *, empty: bool = False) -> str:
+    """A text of a user's file that can be shown and made into tokens; `where` names it in the refusal."""
     if not isinstance(value, str):
         raise ValueError(f"{where} is {_shown(value)}; write a text")
     if not empty and not value.strip():

@@ -13,7 +13,7 @@ from typing import Any
 
 from mechinterp.json_io import read_json, write_json
 from mechinterp.results import metadata
-from studies.personas import LONGEST_TEXT
+from studies.personas import text_at
 
 SCHEMA = "mechinterp.transcript"
 SPEAKERS = ("system", "user", "assistant")
@@ -100,14 +100,14 @@ def read_transcript(path: Path | str) -> Transcript:
             raise ValueError(f"{path}: $ has no {name!r}, only {sorted(document)}")
     try:
         return Transcript(
-            role=_text(document["role"], "$.role"),
+            role=text_at(document["role"], "$.role"),
             messages=_messages(document["messages"]),
             ids=_ids(document.get("ids") or []),
             model=_optional(document, "model", str),
             revision=_optional(document, "revision", str),
             seed=_optional(document, "seed", int),
             finish=tuple(
-                _text(f, f"$.finish[{i}]")
+                text_at(f, f"$.finish[{i}]")
                 for i, f in enumerate(_listed(document.get("finish") or [], "$.finish"))
             ),
         )
@@ -146,10 +146,10 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
         where = f"$.messages[{index}]"
         if not isinstance(entry, dict) or not {"role", "content"} <= set(entry):
             raise ValueError(f'{where} is {str(entry)[:60]!r}; write {{"role": ..., "content": ...}}')
-        speaker = _text(entry["role"], f"{where}.role")
+        speaker = text_at(entry["role"], f"{where}.role")
         if speaker not in SPEAKERS:
             raise ValueError(f"{where}.role is {speaker!r}; the speakers are {', '.join(SPEAKERS)}")
-        found.append({"role": speaker, "content": _text(entry["content"], f"{where}.content", blank=True)})
+        found.append({"role": speaker, "content": text_at(entry["content"], f"{where}.content", empty=True)})
     return tuple(found)
 
 
@@ -168,14 +168,6 @@ def _ids(value: Any) -> tuple[tuple[int, ...], ...]:
 def _listed(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{where} is {str(value)[:60]!r}; write a list")
-    return value
-
-
-def _text(value: Any, where: str, *, blank: bool = False) -> str:
-    if not isinstance(value, str) or not (blank or value.strip()):
-        raise ValueError(f"{where} is {value!r}; write a text")
-    if len(value) > LONGEST_TEXT:
-        raise ValueError(f"{where} has {len(value)} characters; write at most {LONGEST_TEXT}")
     return value
 
 

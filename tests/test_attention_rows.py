@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mechinterp.backends import attention_rows
 from mechinterp.backends.attention_rows import AttentionCall
+from mechinterp.backends.twin import twin
 from mechinterp.interventions import Apply
 from mechinterp.loading import wrap
 from mechinterp.model import State
@@ -225,12 +226,9 @@ def test_rows_of_the_real_model_are_the_eager_ones(real, real_hf):
         "pattern"
     )
     assert rows.shape[1:3] == (1, 9)
-    own = real_hf.config._attn_implementation
-    real_hf.set_attn_implementation("eager")
-    try:
-        expected = real_hf(tokens, output_attentions=True).attentions
-    finally:
-        real_hf.set_attn_implementation(own)
+    eager_twin = twin(real_hf)  # asked for attentions, transformers leaves hooks on
+    eager_twin.set_attn_implementation("eager")
+    expected = eager_twin(tokens, output_attentions=True).attentions
     assert_close(
         rows[:, 0, :, 0], torch.stack([expected[0][0, :, -1], expected[29][0, :, -1]]), atol=5e-6, rtol=0
     )

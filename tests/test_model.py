@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mechinterp.backends.twin import twin
 from mechinterp.interventions import Add, Apply, At, Everywhere, From, Generated, Newest, ProjectOut, Replace
 from mechinterp.loading import wrap
 from mechinterp.sites import NAMES, WRITABLE, Site, sites
@@ -596,7 +597,7 @@ def test_fault_072_batches_change_logits_by_rounding_only(model):
 def test_the_real_model_through_the_door_is_itself(real, real_hf):
     tokens = real.chat("What is the sea?").tokens
     seen = real.forward(tokens, capture=[Site("resid_post", 13), Site("resid_post", 29)], logits_at=[-1])
-    own = real_hf(tokens, output_hidden_states=True)
+    own = twin(real_hf)(tokens, output_hidden_states=True)  # asked for these, transformers leaves hooks on
     assert_close(seen.logits[0, -1], own.logits[0, -1], atol=1e-4, rtol=1e-4)
     assert torch.equal(seen[Site("resid_post", 13)], own.hidden_states[14])
     assert not torch.allclose(seen[Site("resid_post", 29)], own.hidden_states[30], rtol=1e-2), (
