@@ -20,6 +20,7 @@ from mechinterp.model import Model
 from mechinterp.sites import Site
 from probes.vectors import Passport, Vectors
 from studies import question_insertion
+from studies.personas import questions, roles
 from studies.playing import following, inserted, opening, play, with_ids
 from studies.question_insertion import Config, cells, user_turns
 from studies.question_insertion_cells import Inserted, Played
@@ -128,7 +129,8 @@ def test_ids_of_another_tokenizer_are_refused(model, played):
     assert with_ids(model, played) == played
     moved = tuple(tuple((i + 1) % 1000 for i in part) for part in played.ids)
     longer = (*played.ids[:5], (*played.ids[5], 10**6))
-    for ids in (moved, longer):
+    answers = tuple(moved[k] if k % 2 else part for k, part in enumerate(played.ids))
+    for ids in (moved, longer, answers):
         given = Transcript(played.role, played.messages, ids)
         with pytest.raises(ValueError, match="another tokenizer or template"):
             with_ids(model, given)
@@ -196,6 +198,7 @@ def planted(step: float, noise: float = 0.01, role: str = "bard") -> Inserted:
     start = torch.randn(4, 1, 2, 16, generator=generator)
     turn = torch.arange(6.0)[None, :, None]
     states = (start + noise * torch.randn(4, 6, 2, 16, generator=generator)).clone()
+    states[..., :2] += 20.0  # so that the raw mean's sign is not the movement's
     states[:, :, 1, 0] += step * turn[..., 0]
     states[:, :, 0, 1] += step * turn[..., 0]
     return Inserted("tiny", role, ("g",) * 4, ("a", "b", "c", "d"), (0, 1, 2, 3, 4, 5), states)
@@ -345,8 +348,26 @@ def test_steered_texts_are_measured_without_what_was_added(asked, finished, mode
         at = Site("resid_post", 1)
         state = model.forward(ids[None], capture=[at])[at][0, start - 1 : -1]
         assert_close(runs.release.natural[row, :n, 0], projection(state, vector), atol=1e-4, rtol=1e-4)
+        place = row - runs.release.rows("role")[0]
+        assert_close(runs.projection("role")[place], projection(state, vector).mean(), atol=1e-4, rtol=1e-4)
         pushed = runs.release.projections[row, :n, 0] - runs.release.natural[row, :n, 0]
         assert_close(pushed, torch.full((n,), runs.norm), atol=1e-3, rtol=1e-4)
+
+
+def test_the_log_ratio_is_the_role_s_prompt_over_the_default_one(asked, finished, model):
+    _, run = running.reopened(finished[0])
+    runs = run.result(asked.cells()[-1])
+    people, question = roles(), questions("personal_reflection")[0]
+    row = runs.release.rows("random")[1]
+    answer = runs.release.generated[row][runs.release.real[row]]
+    means = []
+    for key in ("medieval_bard", "control"):
+        prompt = model.chat(question, system=people[key].system_prompt).tokens[0]
+        logits = model.forward(torch.cat([prompt, answer])[None]).logits
+        log_p = logits[0, len(prompt) - 1 : -1].log_softmax(-1)[range(len(answer)), answer]
+        means.append(log_p.mean())
+    assert_close(runs.log_ratio("random")[1], means[0] - means[1], atol=1e-5, rtol=1e-4)
+    assert_close(runs.fluency("random")[1], means[1], atol=1e-5, rtol=1e-4)
 
 
 def test_arms_have_one_norm_and_the_same_seeds(asked, finished):
