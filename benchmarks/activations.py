@@ -41,7 +41,8 @@ def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
 def _case(model: Any, prompts: list[Tensor], at: list[Tensor], rounds: int) -> dict[str, Any]:
     layers = range(model.dims.n_layers)
     sites = [Site("resid_post", layer) for layer in layers]
-    hf = model.backend.model
+    bare = model.backend.model
+    hf = twin(bare)  # output_hidden_states leaves the library's own hooks on a model for good: not on ours
     step = max(1, len(prompts) // SAMPLED)
     some = list(range(0, len(prompts), step))
     share = len(some) / len(prompts)
@@ -54,7 +55,7 @@ def _case(model: Any, prompts: list[Tensor], at: list[Tensor], rounds: int) -> d
     peers = [
         Arm(
             "bare_forward",
-            lambda: torch.stack([hf.model(prompts[i][None])[0][0, -1] for i in some]),
+            lambda: torch.stack([bare.model(prompts[i][None])[0][0, -1] for i in some]),
             share,
             None,
         ),
