@@ -162,7 +162,7 @@ def arms(result: QuestionInsertion, role: str, measure: str, question: int) -> "
             )
     y = {
         "projection": "x·v/|v| before the edit",
-        "log_ratio": "log p(text | role) − log p(text | default), nats a token",
+        "log_ratio": "log p ratio, role over default, nats a token",
     }
     name = {
         "projection": "projection of its texts on its vector",

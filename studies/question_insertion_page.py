@@ -68,9 +68,9 @@ def answer(result: QuestionInsertion) -> str:
     n, runs = len(result.outcomes), len(result.outcomes[0].seeds)
     return (
         f"Over {result.shifts[0].n_turns} turns the state's projection on the role's vector changes"
-        f" by {', '.join(changes)}; beside the control's conversation it goes up in {up} of {len(pairs)} cases"
-        f" and down in {down}. Steering along the top singular direction makes text more role-like than a"
-        f" random direction of equal norm, by both measures, in {beaten['raw']} of {n} cases (raw) and"
+        f" by {', '.join(changes)}; beside the control's conversation it goes up in {up} of {len(pairs)}"
+        f" cases and down in {down}. Steering along the top singular direction makes text more role-like than"
+        f" a random direction of equal norm, by both measures, in {beaten['raw']} of {n} cases (raw) and"
         f" {beaten['centred']} of {n} (centred); the role's own vector does in {beaten['role']} of {n}."
         f" Paired sign flips over {len(result.questions)} questions and {runs} runs, p < 0.05, uncorrected."
     )

@@ -95,8 +95,8 @@ def test_a_conversation_on_ids_is_the_template_s_own(name, system):
     assert ids == render(tokenizer, whole, system_role=role).tokens[0].tolist()
 
 
-def test_each_prompt_begins_with_all_ids_so_far(model, played):
-    """fault_003: rendering a conversation again may tokenise sampled answers in another way."""
+def test_fault_043_each_prompt_begins_with_all_ids_so_far(model, played):
+    """A sampled answer need not be the ids that its text is encoded to, so it is never encoded again."""
     for after in range(1, 4):
         prompt = inserted(model, played, QUESTION, after=after).tolist()
         assert prompt[: len(played.running(after))] == list(played.running(after))
