@@ -115,6 +115,7 @@ class Release(Result):
             ],
             "vector": list(self.names) * (n_rows * n_tokens),
             "projection": self.projections.flatten().tolist(),
+            "cosine": (self.projections / self.norms[..., None]).flatten().tolist(),
             "natural": self.natural.flatten().tolist(),
             "real": self.real.repeat_interleave(k, 1).flatten().tolist(),
         }
