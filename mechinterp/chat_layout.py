@@ -131,7 +131,7 @@ def _default_system(
     With a system message of one mark the template writes `opening mark closing`; without one, the default is
     whatever stands between the same opening and closing.
     """
-    if any(found.roles[span.owner] == "system" for span in found.spans):
+    if any(draft.role == "system" for draft in drafts):  # one put before the question has no turn of its own
         return []
     mark, start = chr(MARKS[-1]), found.spans[0].start
     messages = [{"role": "system", "content": mark}, *messages_of([d for d in drafts if d.role != "system"])]
@@ -144,7 +144,7 @@ def _default_system(
     if not rest.endswith(remainder):
         return []
     closing = rest.removesuffix(remainder)
-    turn = found.grammar.opens.get(found.roles[found.spans[0].owner], "")
+    turn = found.grammar.opens.get(drafts[0].role, "")
     own_turn = closing.endswith(turn) and literal.startswith(opening) and literal.endswith(closing)
     if not own_turn or len(literal) < len(opening) + len(closing):
         return []

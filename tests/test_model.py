@@ -608,6 +608,10 @@ def test_the_real_model_through_the_door_is_itself(real, real_hf):
 @pytest.mark.real
 def test_a_system_text_goes_before_the_question_where_there_is_no_system_role(real):
     merged = real.chat("Why is the sky blue?", system="You are a bard.", system_role="prepend_user")
-    user = merged.tokens[0, merged.segmentation.positions("user")]
-    said = real.decode(user)
-    assert "You are a bard." in said and said.index("You are a bard.") < said.index("Why is the sky blue?")
+
+    def said(region: str) -> str:
+        return real.decode(merged.tokens[0, merged.segmentation.positions(region)])
+
+    assert said("system") == "You are a bard.\n\n"
+    assert "Why is the sky blue?" in said("user") and "bard" not in said("user")
+    assert "SmolLM" in said("system_default") and "SmolLM" not in said("user")
