@@ -80,10 +80,15 @@ def test_rows_of_cached_chunks_are_those_of_one_pass(family):
 
 def left_padded(model, tokens: torch.Tensor, pad: list[int]) -> State:
     """An empty cache that says how many slots of padding each row begins with, as sampling makes it."""
-    from mechinterp.backends.hf import KeyValues
+    from mechinterp.backends.hf import GrowingLayer, KeyValues
 
     n = tokens.shape[1]
-    return State(KeyValues(model.dims.n_layers), 0, torch.tensor(pad), torch.tensor([n - p for p in pad]))
+    return State(
+        KeyValues([GrowingLayer() for _ in range(model.dims.n_layers)]),
+        0,
+        torch.tensor(pad),
+        torch.tensor([n - p for p in pad]),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
