@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,18 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from mechinterp.figures import Band
 
 MANY = 2 * len(PALETTE)  # lines that colour and dash can still tell apart
+
+
+@dataclass(frozen=True)
+class Band:
+    """A reference across all tokens, such as floor or ceiling: its value, and how far it spreads."""
+
+    label: str
+    value: float
+    low: float
+    high: float
 
 
 def groups_of(df: pd.DataFrame, by: str | None) -> list[tuple[Any, Any]]:

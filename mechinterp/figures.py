@@ -7,10 +7,9 @@ model or a user's file, so each passes `label`. What could not be drawn as asked
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mechinterp.curves import MANY, groups_of, lines, reference_bands, smoothed
+from mechinterp.curves import MANY, Band, groups_of, lines, reference_bands, smoothed
 from mechinterp.theme import (
     DIVERGING,
     INK,
@@ -32,16 +31,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["Band", "caption", "dose_response", "heatmap", "label", "per_layer", "per_token", "scatter"]
-
-
-@dataclass(frozen=True)
-class Band:
-    """A reference across all tokens, such as floor or ceiling: its value, and how far it spreads."""
-
-    label: str
-    value: float
-    low: float
-    high: float
 
 
 def per_layer(
