@@ -82,6 +82,7 @@ class Run:
             _sweep(folder)
             return cls(folder, manifest, lock)
         except BaseException:
+            (folder / ".holder").unlink(missing_ok=True)
             lock.release()
             raise
 

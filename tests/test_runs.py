@@ -632,3 +632,13 @@ def test_reading_a_run_imports_no_torch(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0 of 1 cells finished in 0 s"
+
+
+def test_a_refused_start_leaves_the_run_as_it_was(tmp_path):
+    """Also not the note of who holds the lock, which is nobody."""
+    folder = tmp_path / "run"
+    start(folder).close()
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(ValueError, match="seed"):
+        start(folder, config=Config(seed=43))
+    assert sorted(path.name for path in folder.iterdir()) == before
