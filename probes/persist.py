@@ -126,9 +126,7 @@ class Release(Result):
         return curves_figure(self, self.names[0], list(dict.fromkeys(self.arms)))
 
 
-def curves_figure(
-    release: Release, name: str, arms: Sequence[str], *, bands: Sequence[figures.Band] = (), smooth: int = 1
-) -> "go.Figure":
+def curves_figure(release: Release, name: str, arms: Sequence[str]) -> "go.Figure":
     """Mean projection on one vector by token, with 95 % t bands over runs, for some arms."""
     import pandas as pd
 
@@ -144,8 +142,6 @@ def curves_figure(
         low="low",
         high="high",
         boundaries=[(0, "steered"), (release.n_steer, f"free ({release.cache} cache)")],
-        bands=bands,
-        smooth=smooth,
         title=f"Projection on {name} by generated token",
         y_title=f"x . v / |v| at {release.site}",
         subtitle=figures.caption(

@@ -142,9 +142,6 @@ class Recorder:
             self.values[site] = self._kept(x)
         return x
 
-    def edits(self, site: Site) -> bool:
-        return site in self._by_site
-
     def put(self, site: Site, value: Tensor) -> None:
         """Keeps what a backend computed itself (attention rows, already sliced)."""
         self.values[site] = value.detach()
