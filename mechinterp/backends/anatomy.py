@@ -182,7 +182,17 @@ def dims_of(model: nn.Module, anatomy: Anatomy) -> Dims:
         d_head=z_width // n_heads,
         d_vocab=head.weight.shape[0],
         n_ctx=getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None),
+        windows=windows_of(config, len(layers)),  # pyright: ignore[reportArgumentType]
     )
+
+
+def windows_of(config: Any, n_layers: int) -> tuple[int | None, ...]:
+    """How many keys each layer's queries see, by a Hugging Face config; () where no layer has a window."""
+    size = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
+    if size is None or "sliding_attention" not in kinds:
+        return ()
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
 def projection_width(module: nn.Module) -> int:

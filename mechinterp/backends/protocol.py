@@ -23,7 +23,11 @@ BackendName = Literal["transformers", "nnsight", "hooked_transformer", "transfor
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a model. `n_kv_heads` differs from `n_heads` under grouped-query attention."""
+    """The sizes of a model. `n_kv_heads` differs from `n_heads` under grouped-query attention.
+
+    `windows` is how many of the newest keys a query of each layer sees, itself included; None is all of them,
+    and an empty tuple says so of every layer.
+    """
 
     n_layers: int
     n_heads: int
@@ -32,6 +36,7 @@ class Dims:
     d_head: int
     d_vocab: int
     n_ctx: int | None
+    windows: tuple[int | None, ...] = ()
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """The shape that a site has at one position."""
@@ -63,7 +68,7 @@ class Cache(Protocol):
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One forward pass over a chunk of slots, resolved. `pad_left` counts the padding slots before each row's
-    tokens.
+    tokens. With `regions`, rows of `pattern` are summed over these key columns where they are made.
     """
 
     tokens: Int[Tensor, "batch slot"]
@@ -78,6 +83,7 @@ class Pass:
     keep_cache: bool = False
     natural: tuple[Site, ...] = ()
     pool: Float[Tensor, "batch slot"] | None = None
+    regions: Float[Tensor, "batch key region"] | None = None
 
     @property
     def n_cached(self) -> int:
@@ -143,8 +149,16 @@ class Recorder:
         return x
 
     def put(self, site: Site, value: Tensor) -> None:
-        """Keeps what a backend computed itself (attention rows, already sliced)."""
-        self.values[site] = value.detach()
+        """Keeps attention rows, which a backend slices itself, or their sums over regions."""
+        self.values[site] = self.reduced(value.detach())
+
+    def reduced(self, rows: Float[Tensor, "batch head k key"]) -> Float[Tensor, "batch head k column"]:
+        """Attention rows as they are kept: whole, or summed at once over the regions that the pass names."""
+        regions = self.request.regions
+        if regions is None:
+            return rows
+        columns = regions.to(rows.device)
+        return einsum(rows, columns, "batch head k key, batch key region -> batch head k region")
 
     def _kept(self, x: Tensor) -> Tensor:
         """A copy, which no later change in place can reach; or the pooled rows, in fp32."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechinterp.backends import hf
-from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of, dims_of, readable
+from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of, dims_of, readable, windows_of
 from mechinterp.backends.hooked_config import CONVERTERS, hooked_config
 from mechinterp.backends.protocol import BackendName, Dims, Outcome, Pass, Recorder, gather_slots
 from mechinterp.backends.twin import twin
@@ -208,7 +208,10 @@ def ready_made(model: Any) -> LensBackend:
         raise TypeError(f"{kind} is not supported; pass a HookedTransformer or a TransformerBridge")
     cfg = model.cfg
     n_kv = cfg.n_heads if cfg.ungroup_grouped_query_attention else cfg.n_key_value_heads or cfg.n_heads
-    dims = Dims(cfg.n_layers, cfg.n_heads, n_kv, cfg.d_model, cfg.d_head, cfg.d_vocab, cfg.n_ctx)
+    windows: tuple[int | None, ...] = ()
+    if cfg.use_local_attn:
+        windows = tuple(cfg.window_size if kind == "local" else None for kind in cfg.attn_types)
+    dims = Dims(cfg.n_layers, cfg.n_heads, n_kv, cfg.d_model, cfg.d_head, cfg.d_vocab, cfg.n_ctx, windows)
     names = tuple(name for name in NAMES if name != "resid_mid" or not cfg.parallel_attn_mlp)
     return LensBackend("hooked_transformer", model, dims, names, None)
 
@@ -224,7 +227,8 @@ def _bridge_dims(model: Any, anatomy: Anatomy) -> Dims:
     config = config_of(model.original_model, anatomy)
     n_ctx = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     n_kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    return Dims(cfg.n_layers, cfg.n_heads, n_kv, cfg.d_model, cfg.d_head, cfg.d_vocab, n_ctx)
+    windows = windows_of(config, cfg.n_layers)
+    return Dims(cfg.n_layers, cfg.n_heads, n_kv, cfg.d_model, cfg.d_head, cfg.d_vocab, n_ctx, windows)
 
 
 @torch.no_grad()
