@@ -19,6 +19,7 @@ from mechinterp.sites import Site
 from mechinterp.where import Rows
 
 ROWS = 1536  # slots a pass: larger batches gain nothing here, smaller ones lose up to a fifth
+STEP = 64  # slots: how finely even passes are sought
 SHARED = 6  # a common prefix shorter than this costs more than it saves
 
 
@@ -124,28 +125,48 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def batches(found: Sequence[Group], ids: Sequence[Sequence[int]]) -> list[list[Group]]:
-    """Groups packed into passes of about ROWS slots, those of like suffix length together."""
+    """Groups packed into passes of at most ROWS slots, those of like suffix length together.
 
-    def suffix(group: Group, i: int) -> int:
-        return len(ids[i]) - len(group.prefix)
-
-    pieces: list[Group] = []
-    for group in found:
-        members = sorted(group.members, key=lambda i: suffix(group, i))
-        step = max(1, ROWS // max(suffix(group, i) for i in members))
-        pieces += [Group(group.prefix, tuple(members[k : k + step])) for k in range(0, len(members), step)]
-    pieces.sort(key=lambda g: (bool(g.prefix), max(suffix(g, i) for i in g.members)))
+    No more passes than ROWS asks for, and those as even as they come: a small last pass runs at a worse rate.
+    """
     packed: list[list[Group]] = []
-    for piece in pieces:
-        widest = max(suffix(piece, i) for i in piece.members)
-        if packed:
-            last = packed[-1]
-            n = sum(len(g.members) for g in last) + len(piece.members)
-            if n * widest <= ROWS and bool(last[0].prefix) == bool(piece.prefix):
-                last.append(piece)
-                continue
-        packed.append([piece])
+    for shared in (False, True):
+        part = [group for group in found if bool(group.prefix) == shared]
+        rows = _rows(part, ids)
+        passes = len(_cut(rows, ROWS))
+        cap = next((c for c in range(STEP, ROWS, STEP) if len(_cut(rows, c)) <= passes), ROWS)
+        packed += [_regroup(part, cut) for cut in _cut(rows, cap)]
     return packed
+
+
+def _rows(found: Sequence[Group], ids: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """(suffix length, group, member) of every prompt: groups by their longest suffix, members by their own."""
+    rows: list[list[tuple[int, int, int]]] = []
+    for k, group in enumerate(found):
+        rows.append(sorted((len(ids[i]) - len(group.prefix), k, i) for i in group.members))
+    return [row for block in sorted(rows, key=lambda block: block[-1][0]) for row in block]
+
+
+def _cut(rows: Sequence[tuple[int, int, int]], cap: int) -> list[list[tuple[int, int, int]]]:
+    """Rows in this order, cut so that each piece fills at most `cap` slots once padded to its widest row."""
+    cuts: list[list[tuple[int, int, int]]] = []
+    widest = 0
+    for row in rows:
+        if cuts and (len(cuts[-1]) + 1) * max(widest, row[0]) <= cap:
+            cuts[-1].append(row)
+            widest = max(widest, row[0])
+        else:
+            cuts.append([row])
+            widest = row[0]
+    return cuts
+
+
+def _regroup(found: Sequence[Group], rows: Sequence[tuple[int, int, int]]) -> list[Group]:
+    """The groups of one pass: a group that a cut divides has its prefix run in both."""
+    members: dict[int, list[int]] = {}
+    for _, k, i in rows:
+        members.setdefault(k, []).append(i)
+    return [Group(found[k].prefix, tuple(inside)) for k, inside in members.items()]
 
 
 def _pass(
