@@ -135,6 +135,12 @@ class Add(Intervention):
     def change(self, x, weight, rows):
         return x + weight * _per_row(self.vector, rows, x, _site_dims(self.site))
 
+    def norms(self) -> Float[Tensor, "*batch"]:
+        """The length of what is added where the schedule is strongest; one a batch row where rows differ."""
+        lengths = self.vector.float().flatten(-_site_dims(self.site)).norm(dim=-1).cpu()
+        peak = self.schedule.factor(torch.tensor([[0, 2**30]])).abs().max()  # schedules are monotonic
+        return peak * torch.as_tensor(self.strength).abs().float().cpu() * lengths
+
 
 @dataclass(frozen=True, eq=False)
 class Replace(Intervention):

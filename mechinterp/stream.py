@@ -35,6 +35,7 @@ class Stream:
     edits: tuple[Intervention, ...] = ()
     edited_from: int | None = None
     rebuild: "Rebuild | None" = None
+    weighed: frozenset[Intervention] = frozenset()
 
     @staticmethod
     def start(model: Model, rows: Sequence[Int[Tensor, "position"]]) -> "Stream":
@@ -106,8 +107,10 @@ class Stream:
             cache=None if self.state is None else self.state.cache,
             keep_cache=True,
             natural=tuple(natural | ({keep} if keep is not None else set())),
+            weighed=self.weighed,
         )
         seen = self.model.run(request, self.prompt_lengths, capture)
+        self.weighed |= {edit for edit, n in zip(edits, seen.applied, strict=True) if n}
         if keep is not None:
             assert self.rebuild is not None  # `keep` came from it
             self.rebuild.kept.append(seen.natural[keep])
@@ -141,6 +144,7 @@ class Stream:
         seen = shared._pass(unique[:, :-1], edits, None, logits=False)
         assert seen.state is not None  # passes of a stream keep their cache
         self.state = seen.state.select(inverse)
+        self.weighed |= shared.weighed
         if any(seen.applied):
             self.edited_from = 0
         if self.rebuild is not None and shared.rebuild is not None:

@@ -1,6 +1,7 @@
 """The door of a model: what it gives, what it refuses before compute, how it leaves the user's object."""
 
 import threading
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,23 @@ from torch import nn
 from torch.testing import assert_close
 
 from mechinterp.backends.twin import twin
-from mechinterp.interventions import Add, Apply, At, Everywhere, From, Generated, Newest, ProjectOut, Replace
+from mechinterp.interventions import (
+    Add,
+    Apply,
+    At,
+    Everywhere,
+    FirstN,
+    From,
+    Generated,
+    Newest,
+    ProjectOut,
+    Ramp,
+    Replace,
+)
 from mechinterp.loading import wrap
 from mechinterp.sites import NAMES, WRITABLE, Site, sites
 from tests.architectures import FAMILIES, config, shared, tiny
+from tests.passes import BACKENDS
 
 READ_OUT = Site("resid_post", 2)
 
@@ -377,6 +391,39 @@ def test_fault_011_an_overflow_at_a_row_that_is_not_the_last_is_seen(model):
     for options in ({}, {"logits_at": ()}, {"logits_at": [-1]}, {"lengths": [9, 5]}):
         with pytest.raises(FloatingPointError):
             model.forward(ids(), interventions=[huge], **options)
+
+
+@pytest.mark.parametrize("backend", ["transformers", *BACKENDS])
+@pytest.mark.parametrize("name", ["resid_pre", "resid_post"])
+def test_fault_011_a_vector_ten_times_as_long_as_the_stream_is_warned_of_with_the_ratio(backend, name):
+    model = wrap(tiny("llama"), None, backend=backend, verify=False)
+    site, where = Site(name, 1), At((2, 5))
+    stream = model.forward(ids(), capture=[site], positions=[2, 5])[site].norm(dim=-1).median()
+    unit = torch.nn.functional.normalize(random(0, 64), dim=0)
+    edit = Add(site, unit * stream, where=where, strength=-37.0)
+    with pytest.warns(UserWarning, match=f"added at {name} of layer 1 is 37 times as long") as said:
+        model.forward(ids(), interventions=[edit])
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.forward(ids(), interventions=[replace(edit, strength=9.9)])
+
+
+def test_fault_011_the_longest_of_a_batch_and_of_a_schedule_counts_where_it_acts(model):
+    stream = model.forward(ids(), capture=[READ_OUT])[READ_OUT].norm(dim=-1).median()
+    unit = torch.nn.functional.normalize(random(0, 64), dim=0)
+    strengths = torch.tensor([1.0, 50.0])
+    for options, ratio in (
+        ({"strength": strengths}, 50),
+        ({"strength": strengths, "batch_rows": (0,)}, None),
+        ({"strength": 4.0, "schedule": Ramp(3, start=0.5, end=5.0)}, 20),
+        ({"strength": 20.0, "schedule": FirstN(0)}, None),
+    ):
+        edit = Add(READ_OUT, unit * stream, **options)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.forward(ids(), interventions=[edit])
+        assert [f"is {ratio} times" in str(w.message) for w in said] == [True] * (ratio is not None), options
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

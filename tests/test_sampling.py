@@ -583,6 +583,18 @@ def test_fault_013_027_048_052_requests_that_cannot_be_met_are_refused_before_co
         sample(blocked, call.pop("prompts"), call.pop("phases"), **call)
 
 
+@pytest.mark.parametrize("where", ["generated", "everywhere", "newest"])
+def test_fault_011_a_loud_vector_is_weighed_at_its_first_step_only_and_said_once(model, where, monkeypatch):
+    """Weighing waits for the device, so it must not happen at each step."""
+    looks, norms = [], Add.norms
+    monkeypatch.setattr(Add, "norms", lambda edit: looks.append(edit.site) or norms(edit))
+    edit = Add(Site("resid_post", 1), vector(model, Site("resid_post", 1), 500.0), where=WHERES[where])
+    phases = [Phase(3), Phase(4, (edit,)), Phase(2), Phase(3, (edit,), cache="carry")]
+    with pytest.warns(UserWarning, match="added at resid_post of layer 1") as said:
+        sample(model, prompts(5, 7), phases, stop=frozenset())
+    assert len(said) == 1 and looks == [edit.site]
+
+
 def test_fault_020_the_same_edit_twice_is_refused(model):
     edit = Add(LAST, random(0, 64))
     with pytest.raises(ValueError, match="given twice"):

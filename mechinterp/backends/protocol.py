@@ -6,6 +6,8 @@ returns an `Outcome`. What one backend can do and another cannot is an optional 
 (`Replays`).
 """
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -14,11 +16,12 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.interventions import Intervention
+from mechinterp.interventions import Add, Intervention
 from mechinterp.sites import Site
 from mechinterp.where import Rows
 
 BackendName = Literal["transformers", "nnsight", "hooked_transformer", "transformer_bridge"]
+LOUD = 10.0  # residual norms; above, later layers see little but the vector that was added
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Cache(Protocol):
 class Pass:
     """One forward pass over a chunk of slots, resolved. `pad_left` counts the padding slots before each row's
     tokens. With `regions`, rows of `pattern` are summed over these key columns where they are made.
+    `weighed` are the edits whose size an earlier pass has looked at.
     """
 
     tokens: Int[Tensor, "batch slot"]
@@ -83,6 +87,7 @@ class Pass:
     keep_cache: bool = False
     natural: tuple[Site, ...] = ()
     pool: Float[Tensor, "batch slot"] | None = None
+    weighed: frozenset[Intervention] = frozenset()
     regions: Float[Tensor, "batch key region"] | None = None
 
     @property
@@ -122,6 +127,7 @@ class Recorder:
     natural: dict[Site, Tensor] = field(default_factory=dict)
     applied: list[int] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
+    ratios: dict[Site, float] = field(default_factory=dict)
 
     def __post_init__(self):
         self.applied = [0] * len(self.request.interventions)
@@ -139,26 +145,29 @@ class Recorder:
         if site in self.request.natural:
             self.natural[site] = x.detach()
         for index, intervention in self._by_site.get(site, ()):
-            x = intervention.edit(x, self.request.rows)
-            count = int(intervention.mask(self.request.rows).sum())
+            natural, x = x, intervention.edit(x, self.request.rows)
+            mask = intervention.mask(self.request.rows)
+            count = int(mask.sum())
             self.applied[index] += count
             if count:
+                self._weigh(intervention, natural, mask)
                 self.peaks.append(x.detach().float().flatten(2).norm(dim=-1).amax().cpu())
         if site in self.request.capture:
             self.values[site] = self._kept(x)
         return x
 
-    def put(self, site: Site, value: Tensor) -> None:
-        """Keeps attention rows, which a backend slices itself, or their sums over regions."""
-        self.values[site] = self.reduced(value.detach())
-
-    def reduced(self, rows: Float[Tensor, "batch head k key"]) -> Float[Tensor, "batch head k column"]:
-        """Attention rows as they are kept: whole, or summed at once over the regions that the pass names."""
+    def put(self, site: Site, blocks: Iterable[Float[Tensor, "batch head k key"]]) -> None:
+        """Keeps attention rows, which a backend slices itself, in blocks of rows: whole, or each block summed
+        over regions before the next is made.
+        """
         regions = self.request.regions
-        if regions is None:
-            return rows
-        columns = regions.to(rows.device)
-        return einsum(rows, columns, "batch head k key, batch key region -> batch head k region")
+        kept = []
+        for rows in blocks:
+            if regions is not None:
+                columns = regions.to(rows.device)
+                rows = einsum(rows, columns, "batch head k key, batch key region -> batch head k region")
+            kept.append(rows.detach())
+        self.values[site] = kept[0] if len(kept) == 1 else torch.cat(kept, 2)
 
     def _kept(self, x: Tensor) -> Tensor:
         """A copy, which no later change in place can reach; or the pooled rows, in fp32."""
@@ -169,10 +178,25 @@ class Recorder:
             return x.detach().clone()
         return gather_slots(x.detach(), self.request.slots)
 
+    def _weigh(self, edit: Intervention, x: Tensor, mask: Bool[Tensor, "batch slot"]) -> None:
+        """Holds an added vector against the median norm of the rows of the stream that it is added to.
+
+        Once an edit: this reads from the device, which no step of a sampling loop should wait for.
+        """
+        if not isinstance(edit, Add) or edit in self.request.weighed:
+            return
+        if edit.site.name not in ("resid_pre", "resid_post"):
+            return  # what a part adds to the stream is short beside the stream, so its norm is no measure
+        residual = float(x[mask.to(x.device)].float().norm(dim=-1).median())
+        longest = float(edit.norms().expand(len(mask))[mask.any(1).cpu()].max())
+        if residual > 0:
+            self.ratios[edit.site] = max(longest / residual, self.ratios.get(edit.site, 0.0))
+
     def check(self) -> None:
         """Raises RuntimeError unless every edit acted on exactly the rows asked.
 
-        Raises FloatingPointError where an edit left the stream out of range.
+        Raises FloatingPointError where an edit left the stream out of range, and warns where an added vector
+        is more than LOUD times as long as the stream.
         """
         for intervention, applied in zip(self.request.interventions, self.applied, strict=True):
             asked = int(intervention.mask(self.request.rows).sum())
@@ -188,6 +212,15 @@ class Recorder:
                 "an edit left activations whose norm is not finite, in their own dtype or squared in fp32, as"
                 " the final norm does: every logit would be the same; use a smaller strength"
             )
+        for site, ratio in self.ratios.items():
+            if ratio > LOUD:
+                warnings.warn(
+                    f"the vector added at {site} is {float(f'{ratio:.2g}'):g} times as long as the stream"
+                    " there (the median norm of its rows); little else reaches the later layers: use a"
+                    " smaller strength",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
 
 def gather_slots(
