@@ -18,6 +18,8 @@ _HOME = {
     ),
     "vectors": ("Passport", "Vectors", "load_vectors", "save_vectors"),
     "vector_formats": ("read_vectors",),
+    "tallies": ("MarkerRates", "marker_rates"),
+    "markers": ("Detection", "Occurrence", "detect", "find_marker"),
     "persist": ("Release", "Trial", "persistence", "release"),
     "strength": ("Calibration", "EqualKL", "Raw", "ResidualNorms", "Unit", "calibrate"),
 }
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from probes.centering import centroids as centroids
     from probes.contrast import ContrastVectors as ContrastVectors
     from probes.contrast import contrast_vectors as contrast_vectors
+    from probes.markers import Detection as Detection
+    from probes.markers import Occurrence as Occurrence
+    from probes.markers import detect as detect
+    from probes.markers import find_marker as find_marker
     from probes.persist import Release as Release
     from probes.persist import Trial as Trial
     from probes.persist import persistence as persistence
@@ -48,6 +54,8 @@ if TYPE_CHECKING:
     from probes.strength import ResidualNorms as ResidualNorms
     from probes.strength import Unit as Unit
     from probes.strength import calibrate as calibrate
+    from probes.tallies import MarkerRates as MarkerRates
+    from probes.tallies import marker_rates as marker_rates
     from probes.vector_formats import read_vectors as read_vectors
     from probes.vectors import Passport as Passport
     from probes.vectors import Vectors as Vectors
