@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 from mechinterp.export import FileFormat, save_figures, to_json
 from mechinterp.files import write_bytes
+from mechinterp.wording import clean, p_value, shown, three_digits
 
 if TYPE_CHECKING:
     import jinja2
@@ -31,10 +32,6 @@ CHIPS = ("model", "preset", "n")  # of the set-up: what the head of the page rep
 KINDS = 6  # colours that the template has for kinds of text
 TOP = 40  # pixels over the axes once title and subtitle stand in the page: boundary labels and the buttons
 WIDEST = 920  # pixels inside a figure's frame; below its own width a matrix scrolls in its frame
-# Escape sequences of terminals: CSI, OSC up to its end, and the two-character ones.
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-# Control characters but tab and newline, marks that turn the direction of reading, halves of a character.
-UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,33 @@ class Sample:
     reason: str
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows of values under named columns; `note` says what the columns mean and what n is."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"every row of {self.title!r} needs {len(self.columns)} values, one a column")
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """One text by token: (shown text, kind, mark); a token with a mark is framed, the mark beside it."""
+
+    title: str
+    tokens: tuple[tuple[str, str, str], ...]
+    reason: str
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kind for _, kind, _ in self.tokens))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """What a report says. A section whose field is empty is left out.
@@ -91,6 +115,8 @@ class Page:
     digests: Mapping[str, str]
     figures: Mapping[str, tuple[go.Figure, str]]
     samples: Sequence[Sample] = ()
+    tables: Sequence[Table] = ()
+    texts: Sequence[TokenText] = ()
     caveats: tuple[str, ...] = ()
     cannot_show: tuple[str, ...] = ()
 
@@ -130,62 +156,48 @@ def write_report(
     return path
 
 
+def write_book(title: str, chapters: Mapping[str, Page], folder: Path | str) -> Path:
+    """Write one `report.html` of several reports, whose own are written already in the folders of their keys."""
+    path = Path(folder) / "report.html"
+    write_bytes(path, _render(title, {f"{name}/": page for name, page in chapters.items()}).encode())
+    return path
+
+
 def render(page: Page) -> str:
     """The page as HTML; its figures need `figures/plotly.min.js` beside it."""
-    kinds = list(dict.fromkeys(kind for sample in page.samples for kind, _ in sample.segments))
+    return _render(page.title, {"": page})
+
+
+def _render(title: str, pages: Mapping[str, Page]) -> str:
+    chapters, number, kinds = [], 0, []
+    for folder, page in pages.items():
+        figures = [_figure(name, *held) for name, held in page.figures.items()]
+        for figure in figures:
+            number += 1
+            figure["number"] = number
+        kinds += [kind for sample in page.samples for kind, _ in sample.segments]
+        kinds += [kind for text in page.texts for kind in text.kinds]
+        chapters.append(
+            {
+                "page": page,
+                "folder": folder,
+                "at": folder.replace("/", "-"),
+                "chips": {name: page.setup[name] for name in CHIPS if name in page.setup},
+                "rows": [_row(headline) for headline in page.headlines],
+                "figures": figures,
+            }
+        )
+    drawn = [chapter["folder"] for chapter in chapters if chapter["figures"]]
     return (
         _environment()
         .get_template("report.html")
         .render(
-            page=page,
-            chips={name: page.setup[name] for name in CHIPS if name in page.setup},
-            rows=[_row(headline) for headline in page.headlines],
-            figures=[_figure(name, *held) for name, held in page.figures.items()],
-            kinds={kind: place % KINDS + 1 for place, kind in enumerate(kinds)},
+            title=title,
+            chapters=chapters,
+            library=f"{drawn[0]}figures/plotly.min.js" if drawn else "",
+            kinds={kind: place % KINDS + 1 for place, kind in enumerate(dict.fromkeys(kinds))},
         )
     )
-
-
-def clean(text: str) -> str:
-    """Text without terminal escapes, control characters (tab and newline stay) and direction marks."""
-    return UNSHOWN.sub("", ANSI.sub("", text))
-
-
-def three_digits(value: float) -> str:
-    """A number with three significant digits: 0.500, 12.3, 1230; powers of ten only far from 1."""
-    if value == 0:
-        return "0"
-    if math.isinf(value):  # an open end of an interval
-        return "∞" if value > 0 else "−∞"
-    mantissa, power = f"{value:.2e}".split("e")
-    exponent = int(power)
-    if -4 <= exponent < 6:
-        text = f"{round(value, 2 - exponent):.{max(0, 2 - exponent)}f}"
-    else:
-        text = f"{mantissa}e{exponent}"
-    return text.replace("-", "−")
-
-
-def p_value(p: float) -> str:
-    """p as papers give it: p = 0.34, p = 0.012, p < 0.001."""
-    if p < 0.001:
-        return "p < 0.001"
-    return f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}"
-
-
-def shown(value: Any) -> str:
-    """A value of the set-up as plain text: lists with commas, None as "none", floats without noise."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else "not defined"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(shown(item) for item in value) or "none"
-    return str(value)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ A study is a module with `Config`, `cells(config)`, `model_specs(config)`, the f
 import importlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,6 +20,7 @@ from mechinterp.config import StudyConfig, load_config
 from mechinterp.digests import adapted_sha256
 from mechinterp.export import FileFormat
 from mechinterp.files import file_sha256
+from mechinterp.json_io import canonical_sha256
 from mechinterp.runs import Run, Status
 
 
@@ -89,7 +90,7 @@ def run(
         results = engine.execute(
             opened,
             asked.cells(limit),
-            resolve_model=lambda name: _load(specs[name]),
+            resolve_model=_loader(specs),
             task=lambda cell, model, inputs: getattr(asked.module, cell.task)(
                 cell, model, inputs, asked.config
             ),
@@ -132,11 +133,30 @@ def weights_of(spec: dict[str, Any]) -> str:
     return adapted_sha256(digest, adapter)
 
 
-def _load(spec: dict[str, Any]) -> Any:
-    from mechinterp.loading import load
+def _loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
+    """Loads a model of the study by its name there; adapters of one base are put on that base, loaded once.
 
-    given = {name: value for name, value in spec.items() if value is not None}
-    return load(given.pop("name"), **given)
+    Other backends than transformers rewrite or copy what they are given, so there each has a base of its own.
+    """
+    from mechinterp.loading import load, with_adapter
+
+    def base_of(spec: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in spec.items() if name != "adapter" and value is not None}
+
+    adapted = [spec for spec in specs.values() if spec.get("adapter") is not None]
+    shared = {canonical_sha256(base_of(s)) for s in adapted if s.get("backend") == "transformers"}
+    bases: dict[str, Any] = {}
+
+    def resolve(name: str) -> Any:
+        spec, given = specs[name], base_of(specs[name])
+        key, model_name = canonical_sha256(given), given.pop("name")
+        if key not in shared:
+            return load(model_name, **given, adapter=spec.get("adapter"))
+        if key not in bases:
+            bases[key] = load(model_name, **given)
+        return bases[key] if spec.get("adapter") is None else with_adapter(bases[key], spec["adapter"])
+
+    return resolve
 
 
 def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[FileFormat] = ()) -> Path:
@@ -144,6 +164,20 @@ def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[Fi
     from mechinterp.report import write_report
 
     return write_report(asked.module.page(asked.config, result, opened), opened.folder, formats=formats)
+
+
+def demo(folder: Path) -> list[Any]:
+    """Every study of the demo at its demo size, each in a folder of its own, and one report of them all."""
+    import studies
+    from mechinterp.report import write_book
+
+    results, chapters = [], {}
+    for study in studies.DEMO:
+        asked = ask(study, preset="demo")
+        results.append(run(asked, folder / study))
+        chapters[study] = asked.module.page(asked.config, results[-1], Run.read(folder / study))
+    write_book("mechinterp demo", chapters, folder)
+    return results
 
 
 def reopened(folder: Path) -> tuple[Asked, Run]:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from mechinterp.report import Headline, Page, Sample, three_digits
+from mechinterp.report import Headline, Page, Sample
 from mechinterp.results import library_versions
 from mechinterp.runs import Run
 from mechinterp.stats.intervals import mean_interval
 from mechinterp.stats.paired import sign_flip
+from mechinterp.wording import three_digits
 from studies.question_insertion_figures import SHOWN, all_figures
 from studies.question_insertion_result import MEASURES, Outcome, QuestionInsertion, Shift
 

@@ -18,17 +18,8 @@ import plotly.graph_objects as go
 import pytest
 
 from mechinterp import figures
-from mechinterp.report import (
-    Headline,
-    Page,
-    Sample,
-    clean,
-    p_value,
-    render,
-    shown,
-    three_digits,
-    write_report,
-)
+from mechinterp.report import Headline, Page, Sample, Table, TokenText, render, write_book, write_report
+from mechinterp.wording import clean, p_value, shown, three_digits
 from tests.browser import chrome
 
 HOSTILE = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
@@ -36,8 +27,8 @@ LINK = '<a href="javascript:document.title=1">'
 EVIL = (
     f"{HOSTILE} {LINK} ' \" & {{{{ 7*7 }}}} \x1b[31mred\x1b[0m \x1b]8;;http://example.com\x07\u202ebell\x07"
 )
-SECTIONS = ["asked", "answer", "figures", "samples", "caveats", "limits", "confidence", "setup", "compute",
-            "digests"]  # fmt: skip
+SECTIONS = ["asked", "answer", "tables", "figures", "texts", "samples", "caveats", "limits", "confidence",
+            "setup", "compute", "digests"]  # fmt: skip
 
 
 def curve(subtitle: str = "tiny · n = 3 runs · seeds 0–2 · band: SEM", title: str = "Norms", name: str = "a"):
@@ -59,6 +50,8 @@ def headline(**changes: Any) -> Headline:
 
 
 def page(**changes: Any) -> Page:
+    table = Table("Rates", ("persona", "found"), (("villain", 9), ("librarian", math.nan)), "n = 10 answers")
+    tokens = (("You are", "system", ""), (" fine", "answer", "emit"), ("[Z", "answer", "token"))
     whole = Page(
         title="Persistence",
         asked="How long?\n\nUnder which arms?",
@@ -73,6 +66,8 @@ def page(**changes: Any) -> Page:
             Sample("one", {"role": "pirate"}, (("prompt", "Who?"), ("steered", "Arr\n\nmatey")), "highest"),
             Sample("two", {}, (("steered", ""), ("free", "I am")), "typical"),
         ),
+        tables=(table,),
+        texts=(TokenText("the marker", tokens, "the first"),),
         caveats=("n is small.",),
         cannot_show=("Half-lives above 40.",),
     )
@@ -91,6 +86,8 @@ def hostile_page() -> Page:
         digests={EVIL: EVIL},
         figures={"norms": (curve(EVIL, EVIL, EVIL), EVIL), "drift": (matrix(EVIL), EVIL)},
         samples=(Sample(EVIL, {EVIL: EVIL}, ((EVIL, EVIL), ("free", EVIL)), EVIL),),
+        tables=(Table(EVIL, (EVIL, "n"), ((EVIL, 1),), EVIL),),
+        texts=(TokenText(EVIL, ((EVIL, EVIL, EVIL), (EVIL, "free", "")), EVIL),),
         caveats=(EVIL,),
         cannot_show=(EVIL,),
     )
@@ -153,8 +150,33 @@ def test_what_a_page_holds_is_on_it():
         assert expected in text, expected
 
 
+def test_tokens_that_were_read_are_framed_and_named():
+    text = render(page())
+    assert re.search(r'<span class="kind-\d">You are</span>', text)
+    assert 'read" title="emit"> fine<sup>emit</sup></span>' in text
+
+
+def test_a_table_has_a_value_a_column():
+    with pytest.raises(ValueError, match="needs 2 values"):
+        Table("Rates", ("persona", "found"), (("villain",),))
+
+
+def test_a_book_holds_every_report_with_anchors_and_figures_of_its_own(tmp_path: Path):
+    second = page(title="Attention", figures={"norms": (curve(), "Again.")})
+    for name, one in (("a", page()), ("b", second)):
+        write_report(one, tmp_path / name)
+    text = write_book("Both", {"a": page(), "b": second}, tmp_path).read_text()
+    names = re.findall(r' id="([^"]+)"', text)
+    assert len(names) == len(set(names)) and "a-figures" in names and "b-figures" in names
+    assert "<title>Both</title>" in text and text.count("<h1>") == 2
+    links = re.findall(r'(?:href|src)="([^"#]+)"', text)
+    assert links and all((tmp_path / link).is_file() for link in links)
+    assert all(target in names for target in re.findall(r'href="#([^"]+)"', text))
+    assert [int(n) for n in re.findall(r"Figure (\d+)\.", text)] == [1, 2, 3]
+
+
 def test_the_first_sample_is_open_and_the_rest_are_folded():
-    assert ["open" in details for details in Tree(render(page())).of("details")] == [True, False]
+    assert ["open" in details for details in Tree(render(page(texts=()))).of("details")] == [True, False]
 
 
 def test_one_kind_of_text_has_one_colour_on_the_whole_page():
