@@ -21,6 +21,12 @@ from mechinterp.backends.anatomy import Anatomy, config_of, module_at
 from mechinterp.backends.protocol import Pass, Recorder, gather_slots
 from mechinterp.sites import Site
 
+BLOCK = 64  # rows of attention made at a time where each is summed over regions: never T x T in memory
+
+
+class Stop(Exception):
+    """All that was asked for is there: the rest of the model need not run."""
+
 
 class GrowingLayer(CacheLayerMixin):
     """Keys and values of one layer in a buffer that doubles: a step writes one slot and copies nothing."""
@@ -185,19 +191,29 @@ def all_slots(request: Pass) -> Int[Tensor, "batch k"]:
 
 @contextmanager
 def tapped(
-    attentions: dict[int, nn.Module], anatomy: Anatomy, config: Any, request: Pass, recorder: Recorder
+    attentions: dict[int, nn.Module],
+    anatomy: Anatomy,
+    config: Any,
+    request: Pass,
+    recorder: Recorder,
+    *,
+    stop_at: Site | None = None,
 ) -> Iterator[None]:
-    """q_rot, k_rot and pattern of the asked layers, read where the model calls its attention kernel."""
+    """q_rot, k_rot and pattern of the asked layers, read where the model calls its attention kernel.
+
+    Raises Stop, for the backend to catch, once the rows of `stop_at` are read.
+    """
     layers = {site.layer for site in recorder.sites if site.name in ("q_rot", "k_rot", "pattern")}
     if not layers or not anatomy.tapped:
         yield
         return
     modules = {layer: attentions[layer] for layer in layers}
-    with attention_rows.reading(modules, _attention_reader(request, recorder), config._attn_implementation):
+    reader = _attention_reader(request, recorder, stop_at)
+    with attention_rows.reading(modules, reader, config._attn_implementation):
         yield
 
 
-def _attention_reader(request: Pass, recorder: Recorder) -> attention_rows.Reader:
+def _attention_reader(request: Pass, recorder: Recorder, stop_at: Site | None) -> attention_rows.Reader:
     n = request.tokens.shape[1]
 
     def read(call: attention_rows.AttentionCall) -> None:
@@ -207,10 +223,18 @@ def _attention_reader(request: Pass, recorder: Recorder) -> attention_rows.Reade
                 recorder.visit(site, rearrange(states, "batch head slot d -> batch slot head d"))
         site = Site("pattern", call.layer)
         if site in request.capture:
-            slots = all_slots(request).to(call.query.device)
-            recorder.put(site, attention_rows.rows(call, slots, request.pad_left))
+            recorder.put(site, _blocks(call, request))
+        if site == stop_at:
+            raise Stop
 
     return read
+
+
+def _blocks(call: attention_rows.AttentionCall, request: Pass) -> Iterator[Tensor]:
+    """The asked rows of one layer; a block at a time where each is reduced before the next is made."""
+    slots = all_slots(request).to(call.query.device)
+    for block in slots.split(BLOCK if request.regions is not None else max(1, slots.shape[1]), dim=1):
+        yield attention_rows.rows(call, block, request.pad_left)
 
 
 def chosen_rows(

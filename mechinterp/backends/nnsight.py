@@ -110,7 +110,7 @@ class NNsightBackend:
                 )
             case "pattern" if not anatomy.tapped:
                 weights = layer.get(anatomy.attention).output[1]
-                recorder.put(site, hf.chosen_rows(weights, request))
+                recorder.put(site, [hf.chosen_rows(weights, request)])
 
     def _visit_output(self, module: Any, site: Site, recorder: Recorder, scale: float) -> None:
         """Hands over what the module adds to the stream: its output, times a residual multiplier."""

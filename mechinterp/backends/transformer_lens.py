@@ -128,7 +128,7 @@ class LensBackend:
             del hook  # named so because transformer-lens passes it by keyword
             match site.name:
                 case "pattern":
-                    recorder.put(site, hf.chosen_rows(x, request))
+                    recorder.put(site, [hf.chosen_rows(x, request)])
                     return None
                 case "k_rot":
                     recorder.visit(site, x[:, -n:])  # HookedTransformer rotates the cached keys anew

@@ -20,10 +20,6 @@ from mechinterp.backends.protocol import BackendName, Outcome, Pass, Recorder, g
 from mechinterp.sites import Site
 
 
-class _Stop(Exception):
-    """The last layer that was asked for is done."""
-
-
 class TransformersBackend:
     """Runs `model` as it is: its weights, kernel, device map and dtype."""
 
@@ -54,7 +50,7 @@ class TransformersBackend:
             if request.wants_logits:
                 return self.model(**kwargs).logits
             self._body()(**kwargs)
-        except _Stop:
+        except hf.Stop:
             pass
         return None
 
@@ -72,7 +68,12 @@ class TransformersBackend:
             stack.enter_context(hf.evaluating(self.model))
             for site in recorder.sites:
                 self._place(stack, site, request, recorder)
-            stack.enter_context(hf.tapped(self.attentions, self.anatomy, self.config, request, recorder))
+            last = recorder.sites[-1] if recorder.sites else None
+            ends = last is not None and (last.name, last.layer) == ("pattern", request.stop_after)
+            tapped = hf.tapped(
+                self.attentions, self.anatomy, self.config, request, recorder, stop_at=last if ends else None
+            )
+            stack.enter_context(tapped)
             if request.stop_after is not None:
                 _hook(stack, self.layers[request.stop_after], _stop)
             elif request.logit_slots is not None and request.logit_slots.shape[1] > 0:
@@ -128,7 +129,7 @@ class TransformersBackend:
         """Rows of a family whose attention is always eager (BLOOM): the weights that its module returns."""
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            recorder.put(site, hf.chosen_rows(output[1], request))
+            recorder.put(site, [hf.chosen_rows(output[1], request)])
 
         return self.attentions[site.layer].register_forward_hook(keep)
 
@@ -153,7 +154,7 @@ class TransformersBackend:
                     logits = self.unembed(
                         x if request.logit_slots is None else gather_slots(x, request.logit_slots)
                     )
-            except _Stop:
+            except hf.Stop:
                 pass
         if request.cache is not None:
             request.cache.uncrop(layer, request.n_cached + request.tokens.shape[1])  # pyright: ignore
@@ -167,7 +168,7 @@ class TransformersBackend:
         shell = copy.copy(holder)
         stubs = nn.ModuleList([_Stub(calls, block, last=block is self.layers[-1]) for block in self.layers])
         shell.__dict__["_modules"] = {**holder._modules, name: stubs}
-        with suppress(_Stop):
+        with suppress(hf.Stop):
             shell(**kwargs)
         return calls
 
@@ -189,12 +190,12 @@ class _Stub(nn.Module):
         x = args[0] if args else kwargs.pop("hidden_states")
         self._calls.append((args[1:], kwargs))
         if self._last:
-            raise _Stop
+            raise hf.Stop
         return x if isinstance(x, tuple) else (x,)
 
 
 def _stop(_module: nn.Module, _args: Any, _output: Any) -> None:
-    raise _Stop
+    raise hf.Stop
 
 
 def _hook(stack: ExitStack, module: nn.Module, function: Any) -> None:
