@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mechinterp.embedded import pull
 from mechinterp.results import load_result
-from probes.tallies import marker_rates
 from probes.markers import detect, find_marker, token_bytes, usual_ids
+from probes.tallies import marker_rates
 from tests.conftest import EMBEDDED
 from tests.tokenizers import tokenizer as npm_tokenizer
 
