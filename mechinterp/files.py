@@ -60,6 +60,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_sha256(folder: Path) -> str:
+    """The digest of a directory's files and their names; of a run directory, of its finished cells alone."""
+    cells = folder / "digests.json"
+    if cells.is_file():
+        return file_sha256(cells)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def slug(name: str) -> str:
     """One safe path component for any string, different for different strings even where case is ignored.
 

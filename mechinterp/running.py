@@ -19,7 +19,7 @@ from mechinterp.cells import Cell
 from mechinterp.config import StudyConfig, load_config
 from mechinterp.digests import adapted_sha256
 from mechinterp.export import FileFormat
-from mechinterp.files import file_sha256
+from mechinterp.files import file_sha256, folder_sha256
 from mechinterp.json_io import canonical_sha256
 from mechinterp.runs import Run, Status
 
@@ -107,9 +107,9 @@ def run(
 
 def _open(asked: Asked, folder: Path, specs: dict[str, dict[str, Any]], new: bool) -> Run:
     inputs = {
-        name: file_sha256(Path(value))
+        name: folder_sha256(value) if value.is_dir() else file_sha256(value)
         for name, value in asked.config.model_dump().items()
-        if isinstance(value, Path) and value.is_file()
+        if isinstance(value, Path) and value.exists()
     }
     return Run.open(
         folder,

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mechinterp.digests import safetensors_sha256, tensors_sha256
+from mechinterp.files import folder_sha256
 
 WEIGHTS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -71,3 +72,23 @@ def test_fault_085_damaged_safetensors_are_named(damage: str, tmp_path: Path):
     path.write_bytes(damaged[damage])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
         safetensors_sha256([path])
+
+
+def test_a_folder_has_the_digest_of_its_files_and_their_names(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, name in ((one, "a.json"), (two, "a.json")):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / name).write_text("{}")
+    assert folder_sha256(one) == folder_sha256(two)
+    (two / "sub" / "a.json").write_text("[]")
+    assert folder_sha256(one) != folder_sha256(two)
+    (two / "sub" / "a.json").write_text("{}")
+    (two / "sub" / "a.json").rename(two / "sub" / "b.json")
+    assert folder_sha256(one) != folder_sha256(two)
+
+
+def test_a_run_has_the_digest_of_its_cells_whatever_else_lies_there(tmp_path):
+    (tmp_path / "digests.json").write_text('{"cell": "ab"}')
+    before = folder_sha256(tmp_path)
+    (tmp_path / "log.jsonl").write_text("a line that a second start adds")
+    assert folder_sha256(tmp_path) == before
