@@ -232,42 +232,31 @@ def _need(row: Any, keys: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} has no {missing[0]!r}; it needs {', '.join(keys)}")
 
 
-COMMON = (
-    "question",
-    "trial",
-    "seed",
-    "full_ids",
-    "prompt_len",
-    "n_sys",
-    "n_user",
-    "n_asst_header",
-    "gen_text",
-)
-
-
-NUMBERS = ("trial", "seed", "prompt_len", "n_sys", "n_user", "n_asst_header", "t_marker", "t_eoa")
+# The file's names of our fields, in its order; the marker's own keys stand before the last.
+NUMBERS = {
+    "trial": "trial", "seed": "seed", "prompt_len": "prompt_len", "n_sys": "n_sys", "n_user": "n_user",
+    "n_asst_header": "n_header",
+}  # fmt: skip
+COMMON = ("question", "trial", "seed", "full_ids", *list(NUMBERS)[2:])
+POSITIVE, NEGATIVE = ("t_marker", "n_marker_occurrences"), ("t_eoa",)
 
 
 def _example(row: Any, persona: str, kind: str, ids: KnownIds, where: str) -> Example:
     positive = kind == "positives"
-    _need(row, (*COMMON, *(("t_marker", "n_marker_occurrences") if positive else ("t_eoa",))), where)
+    own = POSITIVE if positive else NEGATIVE
+    _need(row, (*COMMON, *own, "gen_text"), where)
     full = tuple(row["full_ids"])
     if not full or not all(type(i) is int for i in full):
         raise ValueError(f"{where}.full_ids must be a list of whole numbers that is not empty")
-    for key in NUMBERS:
-        if key in row and type(row[key]) is not int:
+    for key in (*NUMBERS, *own):
+        if type(row[key]) is not int:
             raise ValueError(f"{where}.{key} is {row[key]!r}; it must be a whole number")
     try:
         return Example(
             persona=persona,
             question=row["question"],
-            trial=row["trial"],
-            seed=row["seed"],
             ids=full,
-            prompt_len=row["prompt_len"],
-            n_sys=row["n_sys"],
-            n_user=row["n_user"],
-            n_header=row["n_asst_header"],
+            **{ours: row[key] for key, ours in NUMBERS.items()},
             marker=row["t_marker"] if positive else None,
             end_of_answer=None if positive else row["t_eoa"],
             complete=_is_complete(row, full, ids) if positive else None,
@@ -287,18 +276,10 @@ def _is_complete(row: Mapping[str, Any], full: tuple[int, ...], ids: KnownIds) -
 
 
 def _row(example: Example) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "question": example.question,
-        "trial": example.trial,
-        "seed": example.seed,
-        "full_ids": list(example.ids),
-        "prompt_len": example.prompt_len,
-        "n_sys": example.n_sys,
-        "n_user": example.n_user,
-        "n_asst_header": example.n_header,
-    }
+    held: dict[str, Any] = {"question": example.question, "full_ids": list(example.ids)}
+    held |= {key: getattr(example, ours) for key, ours in NUMBERS.items()}
     if example.positive:
         found = {"t_marker": example.marker, "n_marker_occurrences": example.n_occurrences}
     else:
         found = {"t_eoa": example.end_of_answer}
-    return row | found | {"gen_text": example.text}
+    return {key: held[key] for key in COMMON} | found | {"gen_text": example.text}

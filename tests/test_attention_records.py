@@ -257,16 +257,15 @@ def test_a_template_without_a_system_role_keeps_its_regions_where_they_stand():
     )
     runs = prompt_layout(prompt)
     assert [name for name, _ in runs] == ["user", "system", "user", "assistant_header"]
-    total = {
-        name: sum(n for what, n in runs if what == name) for name in ("system", "user", "assistant_header")
-    }
+    roles = ("system", "user", "assistant_header")
+    n_sys, n_user, n_header = (sum(n for what, n in runs if what == role) for role in roles)
     ids = (*prompt.tokens[0].tolist(), 7, 8)
     example = Example(
-        "nurse", "Why?", 0, 0, ids, len(ids) - 2, *total.values(), None, None, None, 0, None, "", runs
+        "nurse", "Why?", 0, 0, ids, len(ids) - 2, n_sys, n_user, n_header, None, None, None, 0, None, "", runs
     )
     kept = segmentation(example, structural_marks(ids, ()))
     own = prompt.segmentation
-    for name in total:
+    for name in roles:
         assert torch.equal(kept.positions(name), own.positions(name))
 
 
