@@ -18,6 +18,9 @@ _HOME = {
     ),
     "vectors": ("Passport", "Vectors", "load_vectors", "save_vectors"),
     "vector_formats": ("read_vectors",),
+    "attention": ("AttentionFractions", "attention_fractions", "marker_rows"),
+    "attention_batch": ("Fractions", "fractions_of"),
+    "preflight": ("Preflight", "compare_with_eager"),
     "tallies": ("MarkerRates", "marker_rates"),
     "markers": ("Detection", "Occurrence", "detect", "find_marker"),
     "persist": ("Release", "Trial", "persistence", "release"),
@@ -27,6 +30,11 @@ _OWNER = {name: module for module, names in _HOME.items() for name in names}
 __all__ = list(_OWNER)
 
 if TYPE_CHECKING:
+    from probes.attention import AttentionFractions as AttentionFractions
+    from probes.attention import attention_fractions as attention_fractions
+    from probes.attention import marker_rows as marker_rows
+    from probes.attention_batch import Fractions as Fractions
+    from probes.attention_batch import fractions_of as fractions_of
     from probes.centering import Centroids as Centroids
     from probes.centering import CosineMatrices as CosineMatrices
     from probes.centering import OnSet as OnSet
@@ -44,6 +52,8 @@ if TYPE_CHECKING:
     from probes.persist import Trial as Trial
     from probes.persist import persistence as persistence
     from probes.persist import release as release
+    from probes.preflight import Preflight as Preflight
+    from probes.preflight import compare_with_eager as compare_with_eager
     from probes.readings import LastToken as LastToken
     from probes.readings import MeanOver as MeanOver
     from probes.roles import RoleVectors as RoleVectors

@@ -6,7 +6,7 @@ fractions of a row sum to 1; what rounding leaves of that is reported, and nothi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from mechinterp.results import Result
 from mechinterp.segmentation import Segmentation
 from mechinterp.theme import INK, numbers
 from probes.attention_batch import fractions_of
+from probes.markers import Occurrence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,6 +129,16 @@ class AttentionFractions(Result):
         table["n_keys"] = self.n_keys[:, None, None].expand(shape).flatten().tolist()
         table["sink"] = sink[..., None].expand(shape).flatten().tolist()
         return table
+
+
+def marker_rows(occurrence: Occurrence, read: Literal["emit", "token", "both"] = "emit") -> dict[str, int]:
+    """The rows of a marker by name: `emit` decided its first token, `token` has read that token already."""
+    rows = {"emit": occurrence.emit, "token": occurrence.token}
+    if read == "both":
+        return rows
+    if read not in rows:
+        raise ValueError(f"read is 'emit', 'token' or 'both', not {read!r}")
+    return {read: rows[read]}
 
 
 def attention_fractions(
