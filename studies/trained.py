@@ -1,4 +1,4 @@
-"""The trained models that are shipped: marker adapters on the embedded model, by the persona they were put in."""
+"""The shipped trained models: marker adapters on the embedded model, by the persona they were put into."""
 
 import json
 from dataclasses import dataclass
