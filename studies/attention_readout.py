@@ -37,6 +37,17 @@ Picks = Mapping[str, Sequence[Rows]]  # for each stratum, the rows whose mean it
 Layout = tuple[Segmentation, Segmentation]
 
 
+@dataclass(frozen=True)
+class ShownText:
+    """One example as a reader sees it: token strings, their regions of segmentation B, and which were read."""
+
+    persona: str
+    question: str
+    tokens: tuple[str, ...]
+    regions: tuple[str, ...]
+    marks: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Readout(Result):
     """What `reader` attends to on the text of `persona`: head means by region, and heads for one region.
@@ -44,7 +55,7 @@ class Readout(Result):
     `values` are means over a stratum's rows, NaN where an example has none of them. `heads` holds `region` of
     segmentation B. Trajectories are head means of that region, NaN before the answer begins: `around` at rows
     token + step, where a negative's marker would stand behind its last content token, and `end` at the last
-    END rows of the content, oldest first.
+    END rows of the content, oldest first. `picked` are the rows of each stratum, as (example, position).
     """
 
     reader: str
@@ -64,6 +75,8 @@ class Readout(Result):
     negatives_end: Float[Tensor, "negative row layer"]
     negatives_finished: tuple[bool, ...]
     deviation: float
+    picked: dict[str, tuple[tuple[tuple[int, int], ...], ...]]
+    shown: tuple[ShownText, ...]
 
     def of(self, stratum: str, region: str) -> Float[Tensor, "example layer"]:
         """A stratum's head mean on one of REGIONS."""
@@ -178,6 +191,25 @@ def read(
         negatives_finished=tuple(e.finish_reason == "stop" for e in examples.negatives),
         **tracks,
         deviation=means.deviation,
+        picked={stratum: tuple(tuple(rows) for rows in picks[stratum]) for stratum in strata},
+        shown=(_shown(model, everyone[0], laid[0][1], picks),) if positives else (),
+    )
+
+
+def _shown(model: Model, example: Example, content: Segmentation, picks: Picks) -> ShownText:
+    """The first example by token; a row is marked with the strata that hold it."""
+    marks: dict[int, list[str]] = defaultdict(list)
+    for stratum, rows in picks.items():
+        for j, row in rows[0]:
+            if j == 0:
+                marks[row].append(stratum.split(":")[-1])
+    names = [content.names[k] for k in content.region.tolist()]
+    return ShownText(
+        persona=example.persona,
+        question=example.question,
+        tokens=tuple(model.decode([token]) for token in example.ids),
+        regions=tuple(names),
+        marks=tuple(", ".join(dict.fromkeys(marks[k])) for k in range(len(example.ids))),
     )
 
 
