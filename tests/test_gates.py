@@ -18,45 +18,7 @@ from studies.gates import (
     specificity_of_means,
     within,
 )
-
-N_LAYERS = 28
-TRIALS = 400
-
-
-def noise(
-    n_examples: int = 40, *, seed: int = 0, n_layers: int = N_LAYERS, likeness: float = 0.9
-) -> np.ndarray:
-    """Examples whose neighbouring layers resemble each other, as attention's do."""
-    fresh = np.random.default_rng(seed).normal(size=(n_examples, n_layers))
-    curve = [fresh[:, 0]]
-    for layer in range(1, n_layers):
-        curve.append(likeness * curve[-1] + np.sqrt(1 - likeness**2) * fresh[:, layer])
-    return np.stack(curve, 1)
-
-
-def questions(n_clusters: int, n_examples: int = 40) -> list[str]:
-    return [f"question {i % n_clusters}" for i in range(n_examples)]
-
-
-def clustered(n_clusters: int, *, seed: int, share: float = 0.5, n_examples: int = 40) -> np.ndarray:
-    """Noise of which a share of the variance belongs to the question."""
-    common = noise(n_clusters, seed=seed + 10**6)[np.arange(n_examples) % n_clusters]
-    return np.sqrt(share) * common + np.sqrt(1 - share) * noise(n_examples, seed=seed)
-
-
-def planted(low: int = 6, high: int = 20, *, size: float = 2.0, seed: int = 0) -> np.ndarray:
-    delta = noise(seed=seed)
-    delta[:, low : high + 1] += size
-    return delta
-
-
-def null_rate(gate, trials: int = TRIALS) -> float:
-    return sum(gate(seed).passed for seed in range(trials)) / trials
-
-
-def error(rate: float, trials: int = TRIALS) -> float:
-    """Three standard errors of a Monte Carlo rate."""
-    return 3 * np.sqrt(rate * (1 - rate) / trials)
+from tests.gate_draws import N_LAYERS, TRIALS, clustered, noise, null_rate, planted, questions, side_by_side
 
 
 def test_a_window_is_three_or_more_layers_with_both_ends_in_it():
@@ -102,28 +64,26 @@ def test_gate_a_is_met_at_exactly_seventy_percent():
 def test_published_gate_b_takes_either_sign_and_fires_on_a_third_of_null_layers():
     falling = planted(size=-2.0)
     assert magnitude(falling).layers >= 15 and magnitude(falling, definition="ours").layers == 0
-    fired = np.mean([magnitude(noise(seed=seed)).layers / N_LAYERS for seed in range(TRIALS // 8)])
-    assert 0.25 < fired < 0.40  # one standard error: 32 % of normal draws
+    null = magnitude(side_by_side(lambda seed: noise(seed=seed), 40))
+    assert abs(null.layers / (40 * N_LAYERS) - 0.32) < 0.07  # outside one standard error of normal draws
 
 
 def test_gate_b_of_ours_fires_on_a_rise_and_not_on_noise():
     gate = magnitude(planted(), definition="ours")
     assert gate.passed and gate.definition == "ours"
     assert all((gate.per_layer or ())[6:21])
-    fired = np.mean([magnitude(noise(seed=s), definition="ours").layers / N_LAYERS for s in range(TRIALS)])
-    assert abs(fired - 0.025) < 0.012  # one tail of 95 %; layers are alike, so 28 of them count as a few
+    null = magnitude(side_by_side(lambda seed: noise(seed=seed), TRIALS), definition="ours")
+    assert abs(null.layers / (TRIALS * N_LAYERS) - 0.025) < 0.012  # alike layers count as about five
 
 
 @pytest.mark.parametrize("n_clusters", [4, 8, 20])
 def test_fault_107_gate_b_of_ours_counts_questions_where_examples_are_no_evidence(n_clusters):
     """40 examples of few questions: with the questions named a layer passes at its rate."""
 
+    null = side_by_side(lambda seed: clustered(n_clusters, seed=seed), TRIALS)
+
     def layers(clusters):
-        gates = [
-            magnitude(clustered(n_clusters, seed=s), definition="ours", clusters=clusters)
-            for s in range(TRIALS)
-        ]
-        return np.mean([gate.layers / N_LAYERS for gate in gates])
+        return magnitude(null, definition="ours", clusters=clusters).layers / null.shape[1]
 
     assert abs(layers(questions(n_clusters)) - 0.025) < 0.012
     if n_clusters < 20:
