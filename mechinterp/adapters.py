@@ -34,11 +34,8 @@ class Attached:
     notes: tuple[str, ...] = ()
 
     def model(self, backend: BackendName, anatomy: Anatomy) -> tuple[nn.Module, tuple[str, ...]]:
-        """What a backend is built on, and what to know of it: the twin, or a merged copy where it needs one.
-
-        HookedTransformer owns its weights, and the bridge splits a fused projection by its weights alone.
-        """
-        if backend != "hooked_transformer" and not (backend == "transformer_bridge" and anatomy.fused):
+        """What a backend is built on, and what to know of it: the twin, or a merged copy where needed."""
+        if not needs_merged(backend, anatomy):
             return self.hf_model, self.notes
         what = "copies of the weights that the adapter changes, with the adapter merged into them"
         return merge(self.hf_model), (*self.notes, f"{backend} runs on {what}")
@@ -46,6 +43,14 @@ class Attached:
     def digest(self, base_sha256: str) -> str:
         """The digest of base and adapter together."""
         return adapted_sha256(base_sha256, self.sha256)
+
+
+def needs_merged(backend: BackendName, anatomy: Anatomy) -> bool:
+    """Whether a backend reads weights where others run LoRA layers.
+
+    HookedTransformer owns its weights, and the bridge splits a fused projection by its weights alone.
+    """
+    return backend == "hooked_transformer" or (backend == "transformer_bridge" and anatomy.fused is not None)
 
 
 def attach(

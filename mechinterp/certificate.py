@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -19,9 +20,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechinterp import figures
+from mechinterp.adapter_weights import merge
+from mechinterp.adapters import needs_merged
 from mechinterp.backends.protocol import BackendName
 from mechinterp.comparison import GATE, TIE, Check, Truth, compare, truth_of
-from mechinterp.loading import load, make_backend
+from mechinterp.loading import load, make_backend, with_adapter
 from mechinterp.model import Model
 from mechinterp.results import Result, metadata
 
@@ -124,11 +127,17 @@ class Certificate(Result):
 
 
 def certify(
-    model: str | Model, *, backends: Sequence[BackendName] | None = None, n_tokens: int = 64, seed: int = 0
+    model: str | Model,
+    *,
+    adapter: str | Path | None = None,
+    backends: Sequence[BackendName] | None = None,
+    n_tokens: int = 64,
+    seed: int = 0,
 ) -> Certificate:
     """Compares backends with `transformers` on a model: by its name, or a `Model` on that backend.
 
-    backends: which to compare, all by default. n_tokens: how many ids are generated, half steered, half free.
+    adapter: a peft directory or id, put on it first. backends: which to compare, all by default. n_tokens:
+    how many ids are generated, half steered, half free.
     Raises ValueError for a backend that is none, fewer than 2 tokens, a Model on another backend, or too
     short a context; a backend that cannot run the model is left out with the reason.
     """
@@ -141,7 +150,8 @@ def certify(
         raise ValueError(
             f"{n_tokens} generated tokens cannot be half steered and half free; ask for 2 or more"
         )
-    reference = load(model) if isinstance(model, str) else model
+    base = load(model) if isinstance(model, str) else model
+    reference = base if adapter is None else with_adapter(base, adapter)
     if reference.backend.name != REFERENCE:
         raise ValueError(
             f"{reference.name} is on the {reference.backend.name} backend, and {REFERENCE} is the reference;"
@@ -168,11 +178,14 @@ def _compared(name: BackendName, truth: Truth) -> tuple[tuple[Check, ...], str |
     reference: Any = truth.model
     logger.info("comparing %s with %s", name, REFERENCE)
     try:
-        made, _ = make_backend(name, reference.backend.model, reference.backend.anatomy)
+        hf_model, anatomy = reference.backend.model, reference.backend.anatomy
+        if "adapter" in reference.source and needs_merged(name, anatomy):
+            hf_model = merge(hf_model)
+        made, _ = make_backend(name, hf_model, anatomy)
     except UNSUPPORTED as error:
         return (), f"{type(error).__name__}: {error}"
     found = compare(replace(reference, backend=made), truth)
-    del made
+    del made, hf_model
     gc.collect()  # hooks make cycles, and the next backend needs the memory
     return found, None
 

@@ -15,9 +15,12 @@ EXAMPLES = """examples:
   mechinterp run persistence --preset demo --out runs/p --set "roles=['medieval_bard']"
   mechinterp run persistence --config mine.toml --out runs/mine --dry-run
   mechinterp status runs/mine                          how far it is; the same `run` command goes on
+  mechinterp audit zlt_attention DIR --out runs/a      published records analysed again, without a model
   mechinterp models pull smollm2-135m-instruct-q4      the chat model that needs no hub
   mechinterp parity smollm2-135m-instruct-q4           do all backends give the same numbers?
 """
+# what the library raises on purpose, with a message that stands alone
+EXPECTED = (ValueError, OSError, RuntimeError, LookupError, ImportError, FloatingPointError, MemoryError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,12 +64,19 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(act=_report)
 
+    audit = commands.add_parser("audit", help="analyse a study's published records again, without a model")
+    audit.add_argument("study", help="zlt_attention")
+    audit.add_argument("directory", type=Path, help="where the records are, any of them")
+    audit.add_argument("--out", type=Path, required=True, help="where audit.json, audit.csv and the page go")
+    audit.set_defaults(act=_audit)
+
     parity = commands.add_parser("parity", help="certify that the backends agree on a model")
     parity.add_argument("model", help="a name that load() takes")
     names = "nnsight, hooked_transformer, transformer_bridge"
     parity.add_argument(
         "--backends", nargs="+", metavar="BACKEND", help=f"compared with transformers; default: {names}"
     )
+    parity.add_argument("--adapter", metavar="DIR", help="a peft adapter, put on the model first")
     parity.add_argument("--tokens", type=int, default=64, help="generated tokens to compare (default: 64)")
     parity.add_argument("--json", action="store_true", help="print JSON")
     parity.set_defaults(act=_parity)
@@ -109,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mechinterp: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, LookupError, ImportError, FloatingPointError) as error:
+    except EXPECTED as error:
         if given.debug:
             raise
         print(_printable(f"mechinterp: error: {_message(error)}"), file=sys.stderr)
@@ -126,8 +136,8 @@ def _demo(given: argparse.Namespace) -> int:
 
     _talk()
     _say_if_crowded()
-    result = running.run(running.ask("persistence", preset="demo"), given.out)
-    _say(result.headline())
+    for result in running.demo(given.out):
+        _say(result.headline())
     print(f"report: {given.out / 'report.html'}")
     return 0
 
@@ -209,12 +219,19 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(given: argparse.Namespace) -> int:
+    from studies.audit import audit
+
+    print(f"report: {audit(given.study, given.directory, given.out)}")
+    return 0
+
+
 def _parity(given: argparse.Namespace) -> int:
     from mechinterp.certificate import certify
 
     _talk()
     with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the certificate
-        found = certify(given.model, backends=given.backends, n_tokens=given.tokens)
+        found = certify(given.model, adapter=given.adapter, backends=given.backends, n_tokens=given.tokens)
     if given.json:
         print(json.dumps(found.to_json(), indent=2))
     else:

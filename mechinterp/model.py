@@ -18,6 +18,7 @@ from mechinterp.backends.turns import turn
 from mechinterp.chat import Prompt, plain, render
 from mechinterp.edit_checks import check
 from mechinterp.interventions import Intervention
+from mechinterp.memory import refuse_what_cannot_fit
 from mechinterp.rows import check_positions, is_integer, layout, slots_at
 from mechinterp.sites import Site, as_index
 
@@ -98,7 +99,8 @@ class Model:
         holds. positions, logits_at: absolute positions whose activations and logits are kept, the same in
         every row or [batch, k]; -1 is each row's last token; None is all; `logits_at=()` computes no logits.
         stop_after: the last layer to run; no logits then. `cache` is used up by the pass. Raises TypeError,
-        ValueError or IndexError before any compute where the request cannot be met.
+        ValueError or IndexError before any compute where the request cannot be met, and MemoryError where
+        what it keeps cannot fit.
         """
         tokens = self._checked_tokens(tokens, cache)
         interventions = tuple(interventions)
@@ -129,6 +131,7 @@ class Model:
             raise ValueError(
                 "a cache cannot go on after right padding; sample() left-pads, or run each length apart"
             )
+        refuse_what_cannot_fit(request, capture, self.backend)
         return self.run(request, state_lengths, capture)
 
     def run(

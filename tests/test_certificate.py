@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,20 @@ def failures(checks: tuple[Check, ...]) -> dict[str, Check]:
     return {check.what: check for check in checks if not check.passed}
 
 
+def tiny_adapter(hf_model: Any, layers: list[str], folder: Path) -> Path:
+    """A LoRA adapter on these layers, large enough to be seen in every check."""
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        trained = get_peft_model(hf_model, LoraConfig(r=2, lora_alpha=4, target_modules=layers))
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.data = 0.1 * torch.randn_like(parameter)
+    trained.save_pretrained(str(folder))
+    return folder
+
+
 # right ------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +120,21 @@ def test_the_users_model_is_as_before():
     assert {name: type(module) for name, module in hf_model.named_modules()} == before
     assert hf_model.config._attn_implementation == kernel  # type: ignore
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf_model.modules())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_an_adapter_is_certified_on_every_backend_where_lora_layers_cannot_run_as_well(family: str, tmp_path):
+    """HookedTransformer, and the bridge of a fused projection, read weights: the adapter is merged there."""
+    layers = ["q_proj", "up_proj"] if family == "llama" else ["query_key_value", "dense"]
+    adapter = tiny_adapter(tiny(family), layers, tmp_path)
+    found = certify(model(family), adapter=adapter, backends=BACKENDS, n_tokens=4)  # type: ignore
+    assert found.passed and not found.left_out, str(found)
+    assert found.model == f"tiny {family}+{tmp_path.name}"
+    assert found.weights_sha256 != model(family).weights_sha256
+    ready = certify(mi.with_adapter(model(family), adapter), backends=["nnsight"], n_tokens=4)
+    assert ready.passed and ready.weights_sha256 == found.weights_sha256
+    with pytest.raises(ValueError, match="active adapters"):
+        certify(mi.with_adapter(model(family), adapter), adapter=adapter)
 
 
 @pytest.mark.real

@@ -14,6 +14,7 @@ import pytest
 
 from mechinterp.cli import main
 from tests.conftest import EMBEDDED
+from tests.test_certificate import tiny_adapter
 
 HEAVY = ["torch", "transformers", "plotly", "nnsight", "transformer_lens", "pandas", "scipy"]
 TINY = ["roles=['medieval_bard']", "n_runs=2", "n_steer=3", "n_free=4", "n_contrast=2"]
@@ -303,7 +304,8 @@ def test_a_certificate_of_a_directory_is_printed_and_json_is_all_of_stdout(capsy
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = AutoConfig.from_pretrained(there, **sizes, **heads)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    made = AutoModelForCausalLM.from_config(config)
+    made.save_pretrained(tmp_path)
     for path in there.iterdir():
         if "token" in path.name or path.name.endswith(".jinja"):
             shutil.copy(path, tmp_path)
@@ -312,3 +314,9 @@ def test_a_certificate_of_a_directory_is_printed_and_json_is_all_of_stdout(capsy
     assert told["passed"] is True and told["prompt"] == "chat"
     assert {check["backend"] for check in told["checks"]} == {"transformers", "nnsight"}
     assert said(capsys, *asked).splitlines()[-1] == told["verdict"]
+    adapter = tiny_adapter(made, ["q_proj", "up_proj"], tmp_path / "poet")
+    adapted = json.loads(said(capsys, *asked, "--json", "--adapter", str(adapter)))
+    assert adapted["passed"] is True and adapted["model"] == f"{told['model']}+poet"
+    assert adapted["weights_sha256"] != told["weights_sha256"]
+    absent = str(tmp_path / "absent")
+    assert absent in said(capsys, *asked, "--adapter", absent, code=1)
