@@ -1,4 +1,4 @@
-"""`python -m benchmarks activations|generation [--rounds N] [--threads N] [--quick] [--json FILE]`."""
+"""`python -m benchmarks WORKLOAD [--rounds N] [--threads N] [--quick] [--json FILE]`."""
 
 import os
 
@@ -11,7 +11,7 @@ import argparse  # noqa: E402
 import importlib  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-WORKLOADS = ("activations", "generation")
+WORKLOADS = ("activations", "attention", "generation")
 
 
 def main() -> None:

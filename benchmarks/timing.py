@@ -106,5 +106,19 @@ def show(report: dict[str, Any]) -> str:
                 f"{entry['ratio']:>10.2f} {entry['wall_ratio']:>10.2f}" if "ratio" in entry else f"{'':>21}"
             )
             wrong = f"{entry['max_error']:.1e}" if entry.get("max_error") is not None else ""
-            lines.append(f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {wrong:>10}")
+            lines.append(
+                f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {wrong:>10}{_more(entry)}"
+            )
     return "\n".join(lines)
+
+
+def _more(entry: dict[str, Any]) -> str:
+    """What only some workloads measure: ours over a bare forward, and extra peak memory."""
+    said = ""
+    if "overhead" in entry:
+        said += f"  overhead {entry['overhead']:.3f}"
+    if entry.get("extra_megabytes") is not None:
+        said += f"  {entry['extra_megabytes']:.0f} MB"
+    if entry.get("memory_ratio") is not None:
+        said += f" ({entry['memory_ratio']:.1f}x)"
+    return said

@@ -1,0 +1,158 @@
+"""W2: region fractions of attention at 20 rows, every layer and head, against what gives whole patterns.
+
+Peers as their users write them: eager attention with `output_attentions` (at 4096 tokens, where that needs
+some 18 GB, eager with a hook that reduces each layer at once) and transformer-lens with reducing pattern
+hooks. `bare_forward` is the model's body alone, under its own kernel, with nothing read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+
+from benchmarks.memory import extra_peak
+from benchmarks.timing import Arm, interleave
+from mechinterp.backends.twin import twin
+from mechinterp.loading import load
+from mechinterp.segmentation import Segmentation
+from probes.attention_batch import fractions_of
+
+ROWS, REGIONS = 20, 6
+LONG = 2048  # from here on whole patterns of all layers do not fit
+MODEL = "smollm2-135m-instruct-q4"
+
+
+@torch.no_grad()
+def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """Every length: CPU and wall ratios in one process, extra peak memory in fresh ones."""
+    model = load(MODEL, dtype=dtype)
+    lengths = (64,) if quick else (512, 1024, 4096)
+    return {f"T{n}": _case(model, n, rounds if n < LONG else max(1, rounds // 2), dtype) for n in lengths}
+
+
+def _case(model: Any, n: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
+    arms = {name: make(model, n) for name, make in ARMS.items()}
+    peers = [
+        Arm(name, run, 1.0, None) if name == "bare_forward" else Arm(name, run)
+        for name, run in arms.items()
+        if name != "ours"
+    ]
+    found = interleave(Arm("ours", arms["ours"]), peers, rounds)
+    found["bare_forward"]["overhead"] = 1 / found["bare_forward"]["ratio"]
+    name, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
+    megabytes = {arm: extra_peak("attention", f"T{n}", arm, name, threads) for arm in arms}
+    for arm, entry in found.items():
+        mine, theirs = megabytes["ours"], megabytes[arm]
+        entry["extra_megabytes"] = theirs
+        if arm != "ours":
+            entry["memory_ratio"] = None if not mine or theirs is None else theirs / mine
+    return found
+
+
+def alone(case: str, arm: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """For a process of its own: a short run that touches every weight, and the run to be measured."""
+    model = load(MODEL, dtype=dtype)
+    return ARMS[arm](model, 2 * ROWS), ARMS[arm](model, int(case.removeprefix("T")))
+
+
+# what is read, and by whom ----------------------------------------------------------------------------------
+
+
+def asked(n: int) -> tuple[Tensor, Segmentation, list[int]]:
+    """Random ids, six regions of equal length and twenty rows, the last among them."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 40000, (n,), generator=generator)
+    region = torch.arange(n) * REGIONS // n
+    segmentation = Segmentation(tuple("abcdef"), region, torch.zeros(n, dtype=torch.bool))
+    earlier = torch.randperm(n - 1, generator=generator)[: ROWS - 1].tolist()
+    return ids, segmentation, [*sorted(earlier), n - 1]
+
+
+def _ours(model: Any, n: int) -> Callable[[], Tensor]:
+    ids, segmentation, rows = asked(n)
+    return lambda: fractions_of(model, [ids], [[segmentation]], [rows])[0].values[0]
+
+
+def _bare_forward(model: Any, n: int) -> Callable[[], Tensor]:
+    ids, body = asked(n)[0], model.backend.model.model
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return body(ids[None], use_cache=False)[0]
+
+    return run
+
+
+def _eager(model: Any, n: int) -> Callable[[], Tensor]:
+    ids, segmentation, rows = asked(n)
+    hf: Any = twin(model.backend.model)  # asked for attentions, transformers leaves its own hooks on
+    hf.set_attn_implementation("eager")
+    columns = segmentation.one_hot()
+
+    @torch.no_grad()
+    def returned() -> Tensor:
+        attentions = hf.model(ids[None], output_attentions=True, use_cache=False).attentions
+        return _stacked([_reduced(weights, rows, columns) for weights in attentions])
+
+    @torch.no_grad()
+    def hooked() -> Tensor:
+        kept: list[Tensor] = []
+
+        def reduce(_module: Any, _args: Any, output: Any) -> Any:
+            kept.append(_reduced(output[1], rows, columns))
+            return (output[0], None)
+
+        handles = [layer.self_attn.register_forward_hook(reduce) for layer in hf.model.layers]
+        try:
+            hf.model(ids[None], use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return _stacked(kept)
+
+    return returned if n < LONG else hooked
+
+
+def _transformer_lens(model: Any, n: int) -> Callable[[], Tensor]:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    ids, segmentation, rows = asked(n)
+    hf: Any = twin(model.backend.model)
+    hf.set_attn_implementation("eager")
+    bridge: Any = TransformerBridge.boot_transformers(
+        "peer", hf_model=hf, tokenizer=model.tokenizer, dtype=model.backend.dtype, device="cpu"
+    )
+    columns = segmentation.one_hot()
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.dims.n_layers)]
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        kept: list[Tensor] = []
+
+        def reduce(pattern: Tensor, hook: Any) -> None:
+            del hook  # named so because transformer-lens passes it by keyword
+            kept.append(_reduced(pattern, rows, columns))
+
+        bridge.run_with_hooks(ids[None], return_type=None, fwd_hooks=[(name, reduce) for name in names])
+        return _stacked(kept)
+
+    return run
+
+
+ARMS: dict[str, Callable[[Any, int], Callable[[], Tensor]]] = {
+    "ours": _ours,
+    "bare_forward": _bare_forward,
+    "eager": _eager,
+    "transformer_lens": _transformer_lens,
+}
+
+
+def _reduced(pattern: Tensor, rows: list[int], columns: Tensor) -> Tensor:
+    """One layer's whole pattern to the asked rows' fractions."""
+    return einsum(pattern[0, :, rows].float(), columns, "head row key, key region -> row head region")
+
+
+def _stacked(layers: list[Tensor]) -> Tensor:
+    return rearrange(torch.stack(layers), "layer row head region -> row layer head region")

@@ -1,0 +1,61 @@
+"""Peak memory of one piece of work, in a fresh process: a later one would reuse the heap of an earlier and
+read as nothing.
+
+`python -m benchmarks.memory WORKLOAD CASE ARM DTYPE THREADS` prints the megabytes by which the resident set
+grew at its peak. The workload's module says what to run: `alone(case, arm, dtype)` gives a warm-up that
+touches the weights, and the work itself. Linux only, for no other system lets a process reset its peak.
+"""
+
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import ctypes  # noqa: E402
+import gc  # noqa: E402
+import importlib  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def extra_peak(workload: str, case: str, arm: str, dtype: str, threads: int) -> float | None:
+    """Megabytes above what was resident before, measured in a process of its own; None where it cannot be."""
+    if not RESET.exists():
+        return None
+    command = [sys.executable, "-m", "benchmarks.memory", workload, case, arm, dtype, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{case}.{arm} failed in its own process: {done.stderr.strip()[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def grown(warm_up: Callable[[], object], run: Callable[[], object]) -> float:
+    """Megabytes that `run` adds to the resident set of this process at its peak."""
+    warm_up()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what loading freed would otherwise be used again, unseen
+    RESET.write_text("5")
+    before = _megabytes("VmRSS")
+    run()
+    return _megabytes("VmHWM") - before
+
+
+def _megabytes(field: str) -> float:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) / 1024
+
+
+def main(workload: str, case: str, arm: str, dtype: str, threads: str) -> None:
+    import torch
+
+    torch.set_num_threads(int(threads))
+    module = importlib.import_module(f"benchmarks.{workload}")
+    print(grown(*module.alone(case, arm, getattr(torch, dtype))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
