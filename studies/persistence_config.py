@@ -5,8 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mechinterp.chat import Prompt, plain, render
+from mechinterp.chat import Prompt
 from mechinterp.model import Model
+from studies import prompts
 from studies.models import ModelConfig
 from studies.personas import Persona, load_personas, load_questions, questions, roles
 
@@ -93,15 +94,5 @@ def contrast_prompts(config: Config, model: Model, persona: Persona) -> list[Pro
 
 
 def prompt_of(config: Config, model: Model, persona: Persona, question: str) -> Prompt:
-    """A question to a persona; models without a system role get the instruction before the question."""
-    told = persona.system_prompt
-    if not config.chat:
-        return plain(model.tokenizer, "\n\n".join([*([told] if told else []), question, ""]))
-    system = [{"role": "system", "content": told}] if told else []
-    messages = [*system, {"role": "user", "content": question}]
-    try:
-        return render(model.tokenizer, messages)
-    except ValueError as error:
-        if "prepend_user" not in str(error):
-            raise
-        return render(model.tokenizer, messages, system_role="prepend_user")
+    """A question to a persona, rendered as the configuration says."""
+    return prompts.prompt_of(model, persona, question, chat=config.chat)
