@@ -90,7 +90,7 @@ def run(
         results = engine.execute(
             opened,
             asked.cells(limit),
-            resolve_model=_loader(specs),
+            resolve_model=loader(specs),
             task=lambda cell, model, inputs: getattr(asked.module, cell.task)(
                 cell, model, inputs, asked.config
             ),
@@ -133,7 +133,7 @@ def weights_of(spec: dict[str, Any]) -> str:
     return adapted_sha256(digest, adapter)
 
 
-def _loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
+def loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
     """Loads a model of the study by its name there; adapters of one base are put on that base, loaded once.
 
     Other backends than transformers rewrite or copy what they are given, so there each has a base of its own.
