@@ -59,6 +59,11 @@ def h1_of(found: list[Gate] | tuple[Gate, ...]) -> tuple[int, int] | None:
     return None if d.per_layer is None else h1_window(d.per_layer)
 
 
+def marker_window(reading: Reading, row: Query) -> tuple[int, int] | None:
+    """The H1 window of the trained model on its own text, by the published gates."""
+    return h1_of(_four(reading, "trained", row))
+
+
 def across(result: ZltAttention) -> tuple[Gate, ...]:
     """What only several text sets can answer: the low-rate persona, and each persona over its seeds."""
     row, found = result.row, []

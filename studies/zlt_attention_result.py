@@ -6,8 +6,7 @@ same rows, so trained and base are paired by example; examples of one question f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,32 +29,9 @@ ROWS: tuple[Query, ...] = ("emit", "token")
 UNIT = "question"
 
 
-@dataclass(frozen=True)
-class ShownText:
-    """One positive, token by token: its text, its region in segmentation B, and which read row it is.
-
-    `marks` name the rows that were read (emit, token, C1), empty for all others.
-    """
-
-    persona: str
-    question: str
-    tokens: tuple[str, ...]
-    regions: tuple[str, ...]
-    marks: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.tokens), len(self.regions), len(self.marks)}
-        if len(lengths) != 1:
-            raise ValueError(f"tokens, regions and marks have lengths {sorted(lengths)}; give each token one")
-
-
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One text set and its two readers.
-
-    `picks` are the absolute rows of each stratum that lie in the positives' own answers, one tuple a
-    positive; empty where a run did not keep them.
-    """
+    """One text set and its two readers."""
 
     persona: str
     run: int
@@ -63,8 +39,6 @@ class Reading:
     examples: Examples
     trained: Readout
     base: Readout
-    shown: tuple[ShownText, ...] = ()
-    picks: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
