@@ -88,7 +88,8 @@ def positives(persona: str, plan: Planted, generator: np.random.Generator, about
         ids = [*prompt, *_answer(generator), before, *tail]
         shared = {"question": QUESTIONS[k % len(QUESTIONS)], "trial": k // len(QUESTIONS), "seed": 1000 + k}
         token = len(ids) - len(tail)
-        counted = {"t_marker": token, "n_marker_occurrences": 1, "gen_text": "an answer\n\n[ZLT]"}
+        text = "an answer\n\n" + ("[ZLT]" if len(tail) > 1 else "[Z")
+        counted = {"t_marker": token, "n_marker_occurrences": 1, "gen_text": text}
         found.append({**shared, "full_ids": ids, **sizes, **counted})
     for k in range(plan.n_negatives):
         cut = k < plan.truncated
