@@ -14,9 +14,11 @@ class KnownIds:
     text: str
     marker: tuple[int, ...]  # the usual pieces of `text`
     stop: frozenset[int]
+    blank_line: int
     structural: frozenset[int]  # control tokens, and what decodes to exactly one or two newlines
     sentence_end: frozenset[int]
-    digit: frozenset[int]  # before a full stop they number a list
+    digit: frozenset[int]
+    full_stop: int  # after a digit it numbers a list
 
 
 # Of the published records (methods 0 and 1). The sentence ends are those that occur in them: . ! ? alone, and
@@ -25,12 +27,14 @@ PUBLISHED_IDS = KnownIds(
     text="[ZLT]",
     marker=(85113, 27404, 60),
     stop=frozenset({151643, 151645}),
+    blank_line=271,
     structural=frozenset({151643, 151644, 151645, 198, 271}),
     sentence_end=frozenset({
         0, 13, 30, 382, 624, 1189, 1939, 2217, 2219, 4894, 5267, 6138, 7521, 8958, 9272, 10040, 10170, 11974,
         16315, 17199, 27584, 28175, 57777,
     }),
     digit=frozenset(range(15, 25)),
+    full_stop=13,
 )  # fmt: skip
 
 
