@@ -39,7 +39,7 @@ Layout = tuple[Segmentation, Segmentation]
 
 @dataclass(frozen=True)
 class ShownText:
-    """One example as a reader sees it: token strings, their regions of segmentation B, and which were read."""
+    """One example as a person sees it: token strings, their regions of segmentation B, which were read."""
 
     persona: str
     question: str
