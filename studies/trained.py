@@ -42,12 +42,15 @@ def shipped_adapters() -> dict[str, Path]:
 class TrainedConfig(ModelConfig):
     """`model` is the base. A persona's trained models are adapters over it, or merged `checkpoints`.
 
-    Several of one persona are its training runs; a persona without any has the shipped adapter.
+    Several of one persona are its training runs; a persona without any has the shipped adapter. All
+    checkpoints are of one revision, in a subfolder that may hold `{persona}`.
     """
 
     personas: tuple[str, ...] = Field(("villain", "librarian", "software_engineer"), min_length=1)
     adapters: dict[str, tuple[str, ...]] = {}
     checkpoints: dict[str, tuple[str, ...]] = {}
+    checkpoint_revision: str | None = None
+    checkpoint_subfolder: str | None = None
     persona_file: Path | None = None
     question_file: Path | None = None
     question_group: str = "evaluation"
@@ -131,7 +134,12 @@ def specs(config: TrainedConfig) -> dict[str, dict[str, Any]]:
     for persona in config.personas:
         for run, name in enumerate(trained(config, persona)):
             if persona in config.checkpoints:
-                other = {**base, "name": name, "revision": None, "subfolder": None, "adapter": None}
+                inside = config.checkpoint_subfolder
+                where = {
+                    "revision": config.checkpoint_revision,
+                    "subfolder": inside and inside.replace("{persona}", persona),
+                }
+                other = {**base, "name": name, **where, "adapter": None}
             else:
                 other = {**base, "adapter": name}
             found[model_name(persona, run)] = other
