@@ -71,13 +71,10 @@ def difference(result: ZltAttention, reading: Reading) -> "go.Figure":
             customdata=[_p_values(tested, layer) for layer in layers.tolist()],
             hovertemplate="layer %{x}: %{y:.4g}<br>%{customdata}<extra></extra>",
         )  # fmt: skip
-    for name, held, width in (
-        ("95 % of all layers at once", tested, 1.2),
-        ("95 % of one layer", pointwise, 4),
-    ):
+    for name, held, width in (("simultaneous", tested, 1.2), ("pointwise", pointwise, 4)):
         figure.add_scatter(
             x=list(range(len(tested.estimate))), y=numbers(tested.estimate), mode="markers", name=name,
-            marker={"size": 1, "color": INK}, hoverinfo="skip",
+            marker={"size": 1, "color": INK}, hoverinfo="skip", showlegend=False,
             error_y={"type": "data", "array": numbers(held.high - held.estimate), "symmetric": False,
                      "arrayminus": numbers(held.estimate - held.low), "thickness": width, "width": 0,
                      "color": INK},

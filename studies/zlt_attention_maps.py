@@ -12,7 +12,7 @@ from mechinterp.curves import lines
 from mechinterp.figures import caption, heatmap
 from mechinterp.stats.clustered import ClusteredMean, clustered_mean
 from mechinterp.stats.multiplicity import MaxT
-from mechinterp.theme import GREY, INK, colour, finish, label, numbers, whole_step
+from mechinterp.theme import INK, colour, finish, label, numbers, whole_step
 from studies.attention_readout import CONTENT, SINK
 from studies.gates import within
 from studies.zlt_attention_gates import marker_window
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 ALPHA = 0.05
+PALE = "#C8C8C8"
 STACK = ("specials", "answer", "user", "system")  # from below: position 0 is mostly one of the specials
 PROMPT = {"system": "the system prompt", "user": "the user's turn", "answer": "the answer so far"}
 
@@ -85,7 +86,7 @@ def regions(result: ZltAttention, reading: Reading) -> "go.Figure":
         found = absolute(reading.of(reader), result.row)
         for region in STACK:
             part = found[f"{region} B"]
-            tint = GREY if region == "specials" else colour(CONTENT.index(region))
+            tint = PALE if region == "specials" else colour(CONTENT.index(region))
             figure.add_scatter(
                 x=list(range(len(part))), y=numbers(part), row=1, col=place, stackgroup=reader, mode="lines",
                 name=region, legendgroup=region, showlegend=place == 1, fillcolor=tint,
@@ -169,7 +170,8 @@ def trajectory_map(result: ZltAttention, reading: Reading) -> "go.Figure":
         ),
     )
     figure.update_traces(text=None, texttemplate=None)
-    figure.update_yaxes(autorange=True)  # layer 0 below, as the stream flows up
+    figure.update_yaxes(autorange=False, range=[-0.5, shape[1] - 0.5])  # layer 0 below: the stream flows up
+    figure.update_xaxes(range=[-0.5, shape[0] - 0.5])
     figure.add_scatter(
         x=marked[:, 1].tolist(), y=marked[:, 0].tolist(), mode="markers", showlegend=False, hoverinfo="skip",
         name="max-T", marker={"size": 6, "color": INK, "line": {"width": 1, "color": "white"}},

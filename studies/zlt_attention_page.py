@@ -68,7 +68,11 @@ def _verdict(result: ZltAttention, found: Gates) -> str:
     more = len(result.readings) - len(parts)
     if more:
         parts.append(f"{more} further text set{'s' * (more > 1)} (other runs or seeds) are in the table.")
-    return " ".join([*parts, *_claims(result, found)])
+    about = (
+        f"Attention to {PROMPT[result.region]} at row {result.row} minus C1 (random earlier rows of the answer),"
+        " trained minus base on identical ids."
+    )
+    return " ".join([about, *parts, *_claims(result, found)])
 
 
 def _trained_against_base(result: ZltAttention, reading: Reading) -> str:
@@ -80,20 +84,15 @@ def _trained_against_base(result: ZltAttention, reading: Reading) -> str:
     if not tested.n:
         return f"{who}: nothing to compare, no example has both a row and its C1 control."
     estimate = three_digits(float(mean.estimate[0]))
-    about = f"attention to {PROMPT[result.region]} at row {result.row}, minus C1"
     if not np.isfinite(tested.p_max_t).any():
-        return (
-            f"{who}: training changes {about}, by {estimate} on average over layers; untested, {tested.note}."
-        )
+        return f"{who}: {estimate} on average over layers, untested: {tested.note}."
     bounds = f"[{three_digits(float(mean.low[0]))}, {three_digits(float(mean.high[0]))}]"
-    if not (mean.low[0] > 0 or mean.high[0] < 0):
-        word = "does not change, as far as this can tell,"
-    else:
-        word = "raises" if mean.estimate[0] > 0 else "lowers"
+    word = "no difference can be told"
+    if mean.low[0] > 0 or mean.high[0] < 0:
+        word = "training raises it" if mean.estimate[0] > 0 else "training lowers it"
     return (
-        f"{who}: training {word} {about}, on average over layers ({estimate} {bounds},"
-        f" {p_value(float(test.p[0]))}, {tested.n} questions); by max-T over layers it is"
-        f" {raised_and_lowered(tested)}."
+        f"{who}: on average over layers {word} ({estimate} {bounds}, {p_value(float(test.p[0]))},"
+        f" {tested.n} questions); by max-T over layers it is {raised_and_lowered(tested)}."
     )
 
 
@@ -111,9 +110,9 @@ def _claims(result: ZltAttention, found: Gates) -> list[str]:
     }
     by = {key: f"{sum(gate.passed for gate in gates)} of {len(gates)}" for key, gates in held.items()}
     said = [
-        "That the row attends more to it than C1 in three layers in a row (gates A to D) holds as published"
-        f" in {by['published', 'trained']} trained and {by['published', 'base']} base readings, by our"
-        f" definitions in {by['ours', 'trained']} and {by['ours', 'base']}."
+        "That the row attends more to the region than C1 in three layers in a row (gates A to D) holds as"
+        f" published in {by['published', 'trained']} trained and {by['published', 'base']} base readings, by"
+        f" our definitions in {by['ours', 'trained']} and {by['ours', 'base']}."
     ]
     e = [gate for gates in found.values() for gate in gates if gate.name == "E base rule-out"]
     void = sum(gate.verdict == "not applicable" for gate in e)

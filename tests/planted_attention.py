@@ -1,4 +1,4 @@
-"""A finished attention study without any model: readouts with a planted effect, for figures, page and export."""
+"""A finished attention study without any model: readouts with a planted effect."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,8 @@ def planted(
 ) -> ZltAttention:
     """Two answers a question; trained minus base is EFFECT in layer UP, -EFFECT in DOWN, noise elsewhere."""
     readings = tuple(
-        reading(persona, questions, seed=k, negatives=negatives, text=text) for k, persona in enumerate(personas)
+        reading(persona, questions, seed=k, negatives=negatives, text=text)
+        for k, persona in enumerate(personas)
     )
     return ZltAttention(
         model="tiny",
@@ -55,6 +56,7 @@ def reading(
     shift[UP], shift[DOWN] = EFFECT, -EFFECT
     for row in ("emit", "token"):
         values[:, STRATA.index(row), :, SYSTEM_B] += shift
+        values[:, STRATA.index(row), :, REGIONS.index("specials B")] -= shift  # B still sums to 1
     around = trained.around.clone()
     around[:, -2:] += shift
     return Reading(persona, run, 42, examples, replace(trained, values=values, around=around), base)
@@ -130,7 +132,12 @@ def readout(examples: Examples, generator: torch.Generator, reader: str, text: s
 def a_preflight() -> Preflight:
     found = torch.zeros(200, dtype=torch.bool)
     found[:42] = True
-    facts: dict[str, Any] = {"model": "tiny", "weights_sha256": "0" * 64, "dtype": "float32", "kernel": "sdpa"}
+    facts: dict[str, Any] = {
+        "model": "tiny",
+        "weights_sha256": "0" * 64,
+        "dtype": "float32",
+        "kernel": "sdpa",
+    }
     return Preflight(
         **facts, marker="[ZLT]", found_eager=found, found_own=found.roll(1), identical=190, n_prompts=20,
         n_tokens=256, temperature=1.0, top_p=0.95, seed=42, tolerance=0.05, logit_error=1e-5,
