@@ -164,7 +164,7 @@ def attention_fractions(
     named = dict(rows) if isinstance(rows, Mapping) else {str(row): row for row in rows}
     found = fractions_of(model, [ids], [[segmentation]], [list(named.values())], layers=layers)[0]
     positions = tuple(len(ids) - 1 if row == -1 else int(row) for row in named.values())
-    read = tuple(range(model.dims.n_layers)) if layers is None else tuple(sorted(set(layers)))
+    read = tuple(range(model.dims.n_layers)) if layers is None else tuple(sorted(layers))
     windows = [model.dims.windows[layer] if model.dims.windows else None for layer in read]
     newest = _newest(segmentation, positions)
     oldest = torch.tensor([[0 if w is None else row - w + 1 for w in windows] for row in positions])

@@ -56,19 +56,18 @@ def fractions_of(
     """What each row of each example attends to, by region, in fp32 on the CPU; several segmentations at once.
 
     segmentations, rows: for each example, its segmentations (of all its tokens) and absolute positions; -1 is
-    the last. layers: all by default; none above the last of them runs. Raises ValueError, TypeError or
-    IndexError before any compute, and FloatingPointError where fractions miss 1 by more than 5e-3.
+    the last. layers: all by default, ascending; none above the last of them runs. Raises ValueError,
+    TypeError or IndexError before any compute, FloatingPointError where fractions miss 1 by more than 5e-3.
     """
     if not len(examples) == len(segmentations) == len(rows):
         raise ValueError(
             f"{len(examples)} examples need as many lists of segmentations ({len(segmentations)}) and of rows"
             f" ({len(rows)})"
         )
-    wanted = sites("pattern", list(range(model.dims.n_layers) if layers is None else layers))
+    asked_layers = range(model.dims.n_layers) if layers is None else layers
+    wanted = tuple(sorted(sites("pattern", list(asked_layers))))
     for site in wanted:
         model.check_site(site)
-    if not wanted:
-        raise ValueError("there are no layers to read; name at least one, or leave layers out for all")
     asked = [
         _example(model, number, *given)
         for number, given in enumerate(zip(examples, segmentations, rows, strict=True))
