@@ -9,7 +9,7 @@ from mechinterp.results import Result
 from mechinterp.runs import Run
 from probes.markers import usual_ids
 from probes.preflight import Preflight, preflight
-from studies.attention_collect import collect, merged
+from studies.attention_collect import Collecting, collect, merge
 from studies.attention_controls import Row
 from studies.attention_draws import Controls, draw_controls
 from studies.attention_published import PUBLISHED_IDS, read_positives
@@ -24,12 +24,11 @@ from studies.zlt_attention_config import Config, asked, people
 def check(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Preflight:
     """The first persona's trained model under its own kernel and under eager."""
     persona, questions = people(config)[config.personas[0]], asked(config)
-    n_each = max(1, config.n_preflight // len(questions))
     return preflight(
         model,
         [prompt_of(model, persona, question) for question in questions],
         marker=config.marker,
-        n_each=n_each,
+        n_each=max(1, config.n_preflight // len(questions)),
         n_tokens=config.max_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -41,13 +40,7 @@ def check(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config
 def generate(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Examples:
     """Answers of a trained model to one question under its own persona."""
     persona, question = cell.args["persona"], asked(config)[cell.args["question"]]
-    told = people(config)[persona]
-    return collect(
-        model,
-        prompt_of(model, told, question),
-        persona=persona,
-        system_prompt=told.system_prompt,
-        question=question,
+    settings = Collecting(
         marker=config.marker,
         n_trials=config.n_trials,
         n_positives=config.n_positives,
@@ -57,6 +50,9 @@ def generate(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Con
         top_p=config.top_p,
         seed=cell.args["seed"],
         batch_size=config.batch_size,
+    )
+    return collect(
+        model, question, persona=persona, system=people(config)[persona].system_prompt, settings=settings
     )
 
 
@@ -91,7 +87,7 @@ def _from_run(run: Run, persona: str, config: Config) -> Examples:
 
 def examples_of(results: Mapping[str, Any]) -> Examples:
     """The answers among these results, all questions as one."""
-    return merged([result for result in results.values() if isinstance(result, Examples)])
+    return merge([result for result in results.values() if isinstance(result, Examples)])
 
 
 def draw(cell: Cell, model: Model, inputs: Mapping[str, Any], config: Config) -> Controls:
