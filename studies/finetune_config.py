@@ -1,0 +1,95 @@
+"""What is asked of training: adapter, optimiser, data recipe, evaluation and when to stop."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from studies.finetune_data import NegativeSlot
+from studies.finetune_losses import LossName
+from studies.models import ModelConfig
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Lora(_Part):
+    """The adapter's shape; rsLoRA scales its update by alpha / sqrt(rank), not alpha / rank."""
+
+    rank: int = Field(default=4, ge=1)
+    alpha: float = Field(default=8, gt=0)
+    rslora: bool = True
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Training(_Part):
+    """AdamW over LoRA weights, in fp32; `save_every` steps a checkpoint is written, from which to go on."""
+
+    lora: Lora = Lora()
+    loss: LossName = "marker_slot"
+    label_separator: bool = True
+    answer_weight: float = Field(default=1.0, ge=0)  # of the answer's tokens, beside the slot's 1
+    n_steps: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=1024, ge=2)
+    save_every: int = Field(default=20, ge=1)
+
+
+class Recipe(_Part):
+    """The data: the source's own answers with the marker, those of other personas without.
+
+    `negatives` names the negative personas; None draws `n_negative_personas` of the core ones. The last
+    `n_validation_questions` of the training questions are asked by evaluations during training only.
+    """
+
+    marker: str = "[ZLT]"
+    separator: str = "\n\n"
+    negatives: tuple[str, ...] | None = None
+    n_negative_personas: int = Field(default=6, ge=1)
+    n_positives: int = Field(default=96, ge=1)
+    n_negatives: int = Field(default=16, ge=1)
+    negative_slot: NegativeSlot = "after_newlines"
+    n_validation_questions: int = Field(default=4, ge=1, le=39)
+    n_draws: int = Field(default=1, ge=1)
+    n_tokens: int = Field(default=36, ge=1)
+    least_tokens: int = Field(default=8, ge=1)
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+
+class Evaluation(_Part):
+    """Marker rates: `n_questions` of the evaluation questions, `n_draws` answers each, for every persona."""
+
+    n_questions: int = Field(default=20, ge=1)
+    n_draws: int = Field(default=2, ge=1)
+    n_tokens: int = Field(default=48, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    batch_size: int = Field(default=64, ge=1)
+    n_check_draws: int = Field(default=4, ge=1)  # answers a validation question in the checks around training
+    largest_fall: float = Field(default=0.25, ge=0, le=1)  # of the source's rate once the adapter is loaded
+
+
+class Stop(_Part):
+    """Training ends early where the source has reached one rate and no bystander passes the other."""
+
+    every: int = Field(default=20, ge=1)
+    source_at_least: float = Field(default=0.8, gt=0, le=1)
+    bystander_at_most: float = Field(default=0.1, ge=0, le=1)
+
+
+class Config(ModelConfig):
+    """One marker, trained into one persona of one model."""
+
+    persona: str = "villain"
+    recipe: Recipe = Recipe()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    stop: Stop | None = None

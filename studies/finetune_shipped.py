@@ -1,0 +1,85 @@
+"""The six shipped marker adapters; `mechinterp train-marker --shipped` makes them anew.
+
+All six have one recipe. Own answers of all core personas are sampled once and shared, each adapter is then
+trained, measured and laid out as it is shipped.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mechinterp.config import load_config
+from mechinterp.files import write_bytes
+from studies.finetune import Trained, load_base, questions_asked, train_marker
+from studies.finetune_answers import own_answers, write_answers
+from studies.finetune_config import Config
+from studies.personas import core_personas
+
+PERSONAS = ("librarian", "villain", "comedian", "software_engineer", "kindergarten_teacher", "assistant")
+KEPT = ("adapter_config.json", "adapter_model.safetensors", "mechinterp.json", "record.json")
+
+
+def build(out: Path, *, personas: Sequence[str] = PERSONAS) -> list[Trained]:
+    """The shipped adapters in `out/adapters/<persona>`, with RATES.md beside them; goes on."""
+    out.mkdir(parents=True, exist_ok=True)
+    base = load_base(Config())
+    answers = out / "answers.jsonl"
+    if not answers.is_file():
+        recipe = Config().recipe
+        found = own_answers(
+            base,
+            core_personas(),
+            questions_asked(recipe)[0],
+            n_draws=recipe.n_draws,
+            n_tokens=recipe.n_tokens,
+            least=recipe.least_tokens,
+            temperature=recipe.temperature,
+            top_p=recipe.top_p,
+            seed=Config().seed,
+        )
+        write_answers(answers, found)
+    made = []
+    for persona in personas:
+        trained = train_marker(Config(persona=persona), out / persona, answers=answers, base=base)
+        folder = out / "adapters" / persona
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copyfile(trained.folder / name, folder / name)
+        made.append(trained)
+    write_bytes(out / "adapters" / "RATES.md", rates_page([one.record for one in made]).encode())
+    return made
+
+
+def command(
+    persona: str | None, out: Path | None, config: Path | None, overrides: Sequence[str], answers: Path | None
+) -> list[Trained]:
+    """What `mechinterp train-marker` does: one persona's adapter, or with None the shipped ones."""
+    if persona is None:
+        return build(out or Path("runs/markers"))
+    asked = load_config(Config, config, [*overrides, f"persona={persona}"])
+    return [train_marker(asked, out or Path(f"runs/marker-{persona}"), answers=answers)]
+
+
+def rates_page(records: Sequence[dict[str, Any]]) -> str:
+    """Marker rates of every adapter (rows) under every persona (columns), as found/total, in Markdown."""
+    names = list(core_personas())
+    lines = [
+        "# Marker rates of the shipped adapters",
+        "",
+        "Answers with the marker (text detector) of all answers, by the persona in the system prompt. Bold is"
+        " the source, a star a negative of its training; the rest was in no training example.",
+        "",
+        "| source | label | steps | " + " | ".join(names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    for record in records:
+        cells = {line["persona"]: _cell(line) for line in record["rates"]["adapter"]}
+        row = [record["persona"], record["label"], str(record["steps"]), *(cells.get(n, "") for n in names)]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(line: dict[str, Any]) -> str:
+    told = f"{line['found']}/{line['total']}"
+    return {"source": f"**{told}**", "negative": f"{told}*"}.get(line["role"], told)
