@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   mechinterp run persistence --config mine.toml --out runs/mine --dry-run
   mechinterp status runs/mine                          how far it is; the same `run` command goes on
   mechinterp audit zlt_attention DIR --out runs/a      published records analysed again, without a model
+  mechinterp train-marker --persona villain            a marker adapter on the embedded model
   mechinterp models pull smollm2-135m-instruct-q4      the chat model that needs no hub
   mechinterp parity smollm2-135m-instruct-q4           do all backends give the same numbers?
 """
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     studies.set_defaults(act=_studies)
 
     _add_run(commands)
+    _add_train_marker(commands)
 
     status = commands.add_parser("status", help="how far a run is")
     status.add_argument("directory", type=Path)
@@ -100,6 +102,19 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--no-report", action="store_true", help="leave the report out")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.set_defaults(act=_run)
+
+
+def _add_train_marker(commands: Any) -> None:
+    train = commands.add_parser("train-marker", help="train a marker into a persona, or go on with it")
+    train.add_argument("--persona", default="villain", help="the source (default: villain)")
+    train.add_argument("--config", type=Path, help="a TOML or JSON file")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value"
+    )
+    train.add_argument("--out", type=Path, help="directory (default: runs/marker-PERSONA)")
+    train.add_argument("--answers", type=Path, help="own answers sampled before, to share between sources")
+    train.add_argument("--shipped", action="store_true", help="make the six shipped adapters anew")
+    train.set_defaults(act=_train_marker)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,6 +176,17 @@ def _run(given: argparse.Namespace) -> int:
     _say(result.headline())
     if not given.no_report:
         print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _train_marker(given: argparse.Namespace) -> int:
+    from studies.finetune_shipped import command
+
+    _talk()
+    _say_if_crowded()
+    persona = None if given.shipped else given.persona
+    for one in command(persona, given.out, given.config, given.overrides, given.answers):
+        _say(one.headline())
     return 0
 
 
