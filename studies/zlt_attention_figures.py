@@ -18,6 +18,7 @@ from studies.zlt_attention_maps import (
     ALPHA,
     PROMPT,
     along_tested,
+    colours_by_reader,
     conditions,
     layers_of,
     least,
@@ -104,22 +105,20 @@ def difference_tested(result: ZltAttention, reading: Reading) -> tuple[MaxT, Clu
 
 def controls(result: ZltAttention, reading: Reading) -> "go.Figure":
     """The trained model's row minus each control by layer."""
-    parts, notes, found = [], [], None
+    parts, counted = [], {}
     for control in controls_of(reading.trained, result.row):
         found = clustered_mean(reading.delta("trained", result.row, control), reading.questions, unit=UNIT)
-        if not found.n:
-            notes.append(f"{SHORT[control]} has no rows here")
-            continue
+        counted[SHORT[control]] = f"{found.n_examples} examples of {found.n} questions"
         parts.append(_by_layer(found).assign(control=control_name(control)))
-        notes.append(f"{SHORT[control]}: {found.n_examples} examples of {found.n} questions")
+    each = "; ".join(f"{name} {count}" for name, count in counted.items())
+    if len(set(counted.values())) == 1:
+        each = f"each of {next(iter(counted.values()))}"
     n = len(set(reading.questions))
     return _contrasts(
         pd.concat(parts),
         "control",
         title=f"{named(result, reading)}, trained: row {result.row} minus each control",
-        subtitle=caption(
-            result.model, n=n, unit=UNIT, seeds=[reading.seed], band=POINTWISE, more=["; ".join(notes)]
-        ),
+        subtitle=caption(result.model, n=n, unit=UNIT, seeds=[reading.seed], band=POINTWISE, more=[each]),
         region=result.region,
     )
 
@@ -127,19 +126,21 @@ def controls(result: ZltAttention, reading: Reading) -> "go.Figure":
 def rows(result: ZltAttention, reading: Reading) -> "go.Figure":
     """The contrast to C1 at emit and at token: deciding the marker, and having read its first piece."""
     parts, found = [], None
-    for reader in READERS:
-        for row in _rows_read(reading):
+    for row in _rows_read(reading):
+        for reader in READERS:
             found = clustered_mean(reading.delta(reader, row), reading.questions, unit=UNIT)
             parts.append(_by_layer(found).assign(row=f"{reader}, {row}"))
     if found is None:
         raise ValueError(f"{reading.name} has neither emit nor token rows; read one of them")
-    return _contrasts(
+    figure = _contrasts(
         pd.concat(parts),
         "row",
         title=f"{named(result, reading)}: emit against token, each minus its own C1",
         subtitle=told(result, reading, found, POINTWISE, ["emit = t* − 1, token = t*"]),
         region=result.region,
     )
+    colours_by_reader(figure)
+    return figure
 
 
 def all_figures(result: ZltAttention) -> "dict[str, tuple[go.Figure, str]]":

@@ -129,7 +129,7 @@ def trajectory(result: ZltAttention, reading: Reading) -> "go.Figure":
     frame = pd.DataFrame(table)
     figure, notes = lines(frame, "step", "fraction", "text", "low", "high")
     finished = sum(reading.trained.negatives_finished)
-    _colours_by_reader(figure)
+    colours_by_reader(figure)
     notes.insert(0, _aligned(finished, len(reading.trained.negatives_finished)))
     subtitle = caption(
         result.model, n=max(n for n, _ in counts), unit=UNIT, seeds=[reading.seed],
@@ -204,8 +204,8 @@ def _tracks(
     return found
 
 
-def _colours_by_reader(figure: "go.Figure") -> None:
-    """One colour a reader; lines of answers without the marker are dashed."""
+def colours_by_reader(figure: "go.Figure") -> None:
+    """One colour a reader, where lines come as pairs of trained and base; the second pair is dashed."""
     traces: Any = figure.select_traces()
     for trace in traces:
         place = int(trace.legendgroup)

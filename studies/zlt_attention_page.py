@@ -69,8 +69,8 @@ def _verdict(result: ZltAttention, found: Gates) -> str:
     if more:
         parts.append(f"{more} further text set{'s' * (more > 1)} (other runs or seeds) are in the table.")
     about = (
-        f"Attention to {PROMPT[result.region]} at row {result.row} minus C1 (random earlier rows of the answer),"
-        " trained minus base on identical ids."
+        f"Attention to {PROMPT[result.region]} at row {result.row} minus C1 (random earlier rows of the"
+        " answer), trained minus base on identical ids."
     )
     return " ".join([about, *parts, *_claims(result, found)])
 

@@ -98,7 +98,7 @@ def gate_tables(result: ZltAttention, found: Gates) -> list[Table]:
     )
     return [
         Table("Gates at a glance", ("gate", "definition", *columns), tuple(glance),
-              f"The number is how many layers pass. {note}"),
+              f"The number is how many layers pass; two verdicts are by one SEM and by the interval. {note}"),
         Table("Every gate", ("gate", "definition", "text set", "reader", "verdict", "value", "threshold",
                              "layers", "reason"), tuple(rows), note),
     ]  # fmt: skip

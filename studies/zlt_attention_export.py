@@ -1,0 +1,112 @@
+"""A finished run as the published files (methods 13), so that whatever reads those reads our runs too.
+
+Contrasts and summary are of the row that the run was asked for (emit, by default; the source read token),
+which the metadata names. Values and rules are the published ones, sign of the rule-outs included.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mechinterp.json_io import write_json
+from mechinterp.results import metadata
+from mechinterp.stats.bootstrap import complete_rows
+from studies.attention_formats import Deltas, SampleRow, SampleTable, write_record, write_sample_table
+from studies.attention_records import write_positives
+from studies.attention_summary import AttentionSummary, DiffOfDiffs, write_attention_summary
+from studies.zlt_attention_result import READERS, Reader, Reading, ZltAttention, controls_of
+from studies.zlt_attention_summary import condition
+
+BASE = "base_"
+SAMPLES = 5
+C1, C2, C3 = "random_earlier", "late_position", "rare_token"
+MORE = {"delta_c4": "end_of_answer", "delta_c5": "sentence_end"}  # what the published files have no key for
+
+
+def export(result: ZltAttention, folder: Path | str) -> Path:
+    """Write deltas, summary, generations, sample table and preflight into `folder`, and return it.
+
+    A text set is labelled by its persona, further runs and seeds by these too; `base_` stands before the base
+    model's reading of it. Raises ValueError where the run read another region than the system prompt.
+    """
+    if result.region != "system":
+        raise ValueError(
+            f"the published files are of the system prompt, and this run read {result.region!r}; run the"
+            " study with region='system' to export it"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    conditions = {}
+    for reading in result.readings:
+        name = label(result, reading)
+        write_positives(reading.examples, folder / f"positives_{name}.json")
+        for reader in READERS:
+            prefixed = name if reader == "trained" else BASE + name
+            found = deltas(result, reading, reader)
+            write_record(folder / f"per_example_deltas_{prefixed}.json", found)
+            conditions[prefixed] = condition(reading, reader, result.row, kept(reading, result.row), prefixed)
+    first = result.readings[0]
+    write_attention_summary(
+        folder / "attention_summary.json",
+        AttentionSummary(conditions, _difference(conditions, label(result, first)), _metadata(result)),
+    )
+    write_sample_table(folder / "sample_table.md", samples(result, first))
+    if result.preflight is not None:
+        write_json(folder / "preflight.json", result.preflight.to_json())
+    return folder
+
+
+def label(result: ZltAttention, reading: Reading) -> str:
+    """The persona; of its further training runs and seeds, these as well."""
+    if reading is result.first(reading.persona):
+        return reading.persona
+    return f"{reading.persona}_run{reading.run}_seed{reading.seed}"
+
+
+def deltas(result: ZltAttention, reading: Reading, reader: Reader) -> Deltas:
+    """Row minus each control on system_B, without the examples that had too few rows for C1."""
+    chosen, known = kept(reading, result.row), controls_of(reading.trained, result.row)
+
+    def against(control: str) -> Float[np.ndarray, "example layer"]:
+        if control not in known:
+            return np.full_like(reading.delta(reader, result.row)[chosen], np.nan)
+        return reading.delta(reader, result.row, control)[chosen]
+
+    return Deltas(
+        label(result, reading) if reader == "trained" else BASE + label(result, reading),
+        against(C1),
+        against(C2),
+        against(C3),
+        {**_metadata(result), "reader": reader, "training_run": reading.run, "seed": reading.seed},
+        {key: against(control) for key, control in MORE.items() if control in known},
+    )
+
+
+def samples(result: ZltAttention, reading: Reading) -> SampleTable:
+    """The rows that were read of the first examples of a text set, controls in their own answers only."""
+    picked = reading.trained.picked
+    rows = []
+    for place in np.flatnonzero(kept(reading, result.row))[:SAMPLES].tolist():
+        held = [picked.get(f"{result.row}:{control}", ()) for control in (C1, C2, C3)]
+        drawn = [tuple(row for e, row in h[place] if e == place) if h else () for h in held]
+        example = reading.examples.positives[place]
+        rows.append(SampleRow(place, example.question, example.row("token"), *drawn))
+    return SampleTable(f"Rows read at {result.row}", label(result, reading), tuple(rows))
+
+
+def kept(reading: Reading, row: Any) -> Bool[np.ndarray, "example"]:
+    """Which positives have C1 rows: the others are absent from the published files."""
+    return complete_rows(reading.delta("trained", row))
+
+
+def _difference(conditions: dict[str, Any], name: str) -> DiffOfDiffs:
+    """The one comparison that the summary has room for: of its first text set."""
+    trained, base = conditions[name].gates.mean_per_layer, conditions[BASE + name].gates.mean_per_layer
+    return DiffOfDiffs(trained, base, trained - base)
+
+
+def _metadata(result: ZltAttention) -> dict[str, Any]:
+    facts = {"base_model_id": result.model, "marker": result.marker, "row": result.row, "draws": "ours"}
+    return {**metadata("mechinterp.zlt_attention"), **facts}
