@@ -110,7 +110,7 @@ def conditions(records: Records) -> "go.Figure":
         title="Contrast on the system prompt by condition and layer",
         x_title="layer",
         y_title="condition",
-        colour_title=SHARE,
+        colour_title="marker − C1",
         center=0.0,
         subtitle=_caption(records, len(held), "none, means over examples", "condition"),
     )

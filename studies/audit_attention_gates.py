@@ -4,6 +4,7 @@ Where a condition's deltas are not there, what the summary stores of mean, error
 note says so. Gate C needs the summary's means of the other regions: no file holds them by example.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -178,6 +179,7 @@ def below_c2(records: Records, label: str) -> Reading | None:
     )
 
 
+@functools.lru_cache(maxsize=32)  # asked for by five measures of each condition
 def votes(records: Records, label: str) -> dict[str, np.ndarray | None] | None:
     """Published votes by layer of A, B, C and D; C and D are None without the summary's regions."""
     deltas, condition = records.deltas.get(label), records.condition(label)

@@ -48,8 +48,8 @@ def answer(found: Audit) -> str:
     claims = [(f, c, met) for f in found.findings for c, met in f.claims if met is not None]
     said = []
     for origin, what in (
-        ("write-up", "figures that the write-up prints"),
-        ("reference", "figures known besides"),
+        ("write-up", "figures of the write-up"),
+        ("reference", "reference figures"),
     ):
         own = [met for _, c, met in claims if c.origin == origin]
         said += [f"{sum(own)} of {len(own)} {what} follow from the records."] if own else []
@@ -119,7 +119,7 @@ def _row(found: Finding) -> tuple[str, ...]:
     said = [f"{printed(claim)}{' (not met)' if each is False else ''}" for claim, each in found.claims]
     stored = short(_without_series(found.reading.stored))
     said += [f"stored: {stored}"] if stored and not said else []
-    met = {True: "yes", False: "no", None: "not compared" if said else ""}[found.agrees]
+    met = {True: "yes", False: "no", None: "not all here" if said else ""}[found.agrees]
     value = short(_without_series(found.reading.value))
     value += f" ({found.reading.note})" if found.reading.note else ""
     return (found.condition, " · ".join(said), value, met, short(_without_series(found.reading.corrected)))

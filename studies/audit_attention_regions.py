@@ -68,7 +68,7 @@ def ranges(records: Records, _: str) -> Reading | None:
     ratios = [inflation(records, label) for label in records.labels]
     spread = [reading.value for reading in ratios if reading is not None]
     spans["inflation"] = [min(spread), max(spread)]
-    return Reading(spans, note=f"{len(values)} conditions")
+    return Reading(spans, note=f"over {', '.join(records.labels)}")
 
 
 def trajectory(records: Records, label: str) -> Reading | None:
@@ -185,7 +185,8 @@ def reframes(records: Records, _: str) -> Reading | None:
         return None
     spans = {k: [min(v[k] for v in found), max(v[k] for v in found)] for k in found[0] if k[:4] == "pass"}
     return Reading(
-        spans | {"reframes": sum(v["reframe required"] for v in found)}, note=f"{len(found)} conditions"
+        spans | {"reframes": sum(v["reframe required"] for v in found)},
+        note=f"over {', '.join(records.labels)}",
     )
 
 
