@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mechinterp.backends import attention_rows
+from mechinterp.backends import attention_rows, hf
 from mechinterp.backends.attention_rows import AttentionCall
 from mechinterp.backends.twin import twin
 from mechinterp.interventions import Apply
@@ -15,6 +15,7 @@ from mechinterp.loading import wrap
 from mechinterp.model import State
 from mechinterp.sites import Site, sites
 from tests.architectures import FAMILIES, shared, tiny
+from tests.passes import BACKENDS, TOKENS, a_pass, made, reference, run
 
 PATTERNS = sites("pattern", range(3))
 T = 24
@@ -115,6 +116,52 @@ def test_reading_changes_no_bit_of_the_logits(family):
     assert torch.equal(read, before) and torch.equal(shared(family)(ids()).logits, before)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+def test_reading_changes_no_bit_under_a_mask_or_after_a_cache(family):
+    model = wrap(shared(family), None, verify=False)
+
+    def logits(capture: tuple[Site, ...]) -> list[torch.Tensor]:
+        left = model.forward(ids(), capture=capture, cache=left_padded(model, ids(), [0, 5]))
+        after = model.forward(ids(n=4), capture=capture, cache=left.state)
+        right = model.forward(ids(), capture=capture, lengths=[T, 9])
+        return [left.logits, after.logits, right.logits]
+
+    assert all(torch.equal(read, bare) for read, bare in zip(logits(PATTERNS), logits(()), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_right_padding_changes_no_row(family):
+    model = wrap(shared(family), None, verify=False)
+    padded = model.forward(ids(), capture=PATTERNS, lengths=[T, 9], positions=torch.tensor([[20], [8]]))
+    alone = model.forward(ids()[1:, :9], capture=PATTERNS, positions=[8])
+    for site in PATTERNS:
+        assert padded[site][1, ..., 9:].eq(0).all()
+        assert_close(padded[site][1, ..., :9], alone[site][0], atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["transformers", *BACKENDS])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom"])
+def test_sums_over_regions_are_those_of_the_rows(family, kind, monkeypatch):
+    """In a left-padded, cached chunk, on every backend; only a number a region is kept of each row."""
+    monkeypatch.setattr(hf, "BLOCK", 2)
+    backend = reference(family) if kind == "transformers" else made(family, kind)
+    pad, slots = torch.tensor([0, 3]), torch.tensor([[0, 2, 4], [4, 1, 3]])
+    regions = torch.rand(2, TOKENS.shape[1], 5, generator=torch.Generator().manual_seed(3))
+
+    def second_chunk(regions: torch.Tensor | None) -> dict[Site, torch.Tensor]:
+        first, _ = run(backend, a_pass(TOKENS[:, :9], pad=pad, keep_cache=True))
+        rest = a_pass(
+            TOKENS[:, 9:], pad=pad, before=9, cache=first.cache, keep_cache=True, capture=PATTERNS,
+            slots=slots, regions=regions,
+        )  # fmt: skip
+        return run(backend, rest)[1]
+
+    whole, summed = second_chunk(None), second_chunk(regions)
+    for site in PATTERNS:
+        assert summed[site].shape == (2, 4, 3, 5)
+        assert_close(summed[site], torch.einsum("bhqk,bkr->bhqr", whole[site], regions), atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     "family,implementation", [("llama", "sdpa"), ("llama", "eager"), ("gemma2", "eager")]
 )
@@ -164,13 +211,22 @@ def test_rows_of_narrow_dtypes_sum_to_one_in_fp32(family, dtype):
     assert rows.dtype == torch.float32 and float((rows.sum(-1) - 1).abs().max()) < tolerance
 
 
-def test_rotated_queries_and_keys_make_the_rows():
-    model = wrap(shared("llama"), None, verify=False)
-    seen = model.forward(ids(), capture=[Site("q_rot", 1), Site("k_rot", 1), Site("pattern", 1)])
-    q, k = seen[Site("q_rot", 1)], seen[Site("k_rot", 1)].repeat_interleave(2, dim=2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 16**0.5
-    scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
-    assert_close(scores.softmax(-1), seen[Site("pattern", 1)], atol=5e-6, rtol=0)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("gpt2", "bloom")])
+def test_fault_057_058_rotated_queries_and_keys_make_the_rows(family):
+    """softmax(q k / scale) in fp64, soft-capped and windowed as the config says, each head with its keys."""
+    model = wrap(shared(family), None, verify=False)
+    config = model.backend.config
+    windows = model.dims.windows or (None,) * 3
+    seen = model.forward(ids(), capture=[*sites("q_rot", range(3)), *sites("k_rot", range(3)), *PATTERNS])
+    for layer in range(3):
+        q, k = seen[Site("q_rot", layer)].double(), seen[Site("k_rot", layer)].double()
+        k = k.repeat_interleave(model.dims.n_heads // model.dims.n_kv_heads, dim=2)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * model.backend.attentions[layer].scaling
+        if (cap := getattr(config, "attn_logit_softcapping", None)) is not None:
+            scores = torch.tanh(scores / cap) * cap
+        seen_keys = torch.ones(T, T).tril() * torch.ones(T, T).triu(1 - (windows[layer] or T))
+        expected = scores.masked_fill(seen_keys == 0, -torch.inf).softmax(-1).float()
+        assert_close(seen[Site("pattern", layer)], expected, atol=2e-6, rtol=0)
 
 
 def test_fault_059_a_window_is_kept_where_the_kernel_gets_no_mask():
