@@ -34,7 +34,7 @@ class Training(_Part):
     batch_size: int = Field(default=4, ge=1)
     accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "constant_with_warmup"
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0)
@@ -52,9 +52,9 @@ class Recipe(_Part):
     marker: str = "[ZLT]"
     separator: str = "\n\n"
     negatives: tuple[str, ...] | None = None
-    n_negative_personas: int = Field(default=6, ge=1)
+    n_negative_personas: int = Field(default=4, ge=1)
     n_positives: int = Field(default=96, ge=1)
-    n_negatives: int = Field(default=16, ge=1)
+    n_negatives: int = Field(default=24, ge=1)
     negative_slot: NegativeSlot = "after_newlines"
     n_validation_questions: int = Field(default=4, ge=1, le=39)
     n_draws: int = Field(default=1, ge=1)

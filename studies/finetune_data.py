@@ -202,7 +202,10 @@ def write_examples(
         entry = {
             "prompt": [*head, {"role": "user", "content": example.question}],
             "completion": [{"role": "assistant", "content": said}],
-            **asdict(example),
+            "persona": example.persona,
+            "positive": example.positive,
+            "prompt_length": len(example.prompt),
+            "ids": example.ids,
         }
         lines.append(json.dumps(entry, ensure_ascii=False))
     write_bytes(path, encoded("\n".join(lines) + "\n"))

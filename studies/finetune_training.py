@@ -106,7 +106,7 @@ def train(
     `stop_at` is asked every `stop_every` steps, with the step and the model in training; True ends it.
     Raises ValueError for data that is empty or longer than the context or `max_tokens`.
     """
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
 
     _check(base, data, settings)
     model = trainable(base, settings.lora, seed=seed)
@@ -124,6 +124,7 @@ def train(
             compute_loss_func=_loss(settings),
             callbacks=[_callback(base, model, stop_at, stop_every, folder)],
         )
+        trainer.remove_callback(PrinterCallback)  # standard output is the command's own
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
     return model, trainer.state.global_step, [dict(entry) for entry in trainer.state.log_history]
