@@ -8,13 +8,13 @@ from mechinterp.model import Model
 from mechinterp.results import Result
 from mechinterp.runs import Run
 from probes.markers import usual_ids
-from probes.preflight import Preflight, preflight
+from probes.preflight import Preflight, compare_with_eager
 from studies.attention_collect import Collecting, collect, merge
 from studies.attention_controls import Row
 from studies.attention_draws import Controls, draw_controls
-from studies.attention_published import PUBLISHED_IDS, read_positives
+from studies.attention_published import PUBLISHED_IDS
 from studies.attention_readout import Readout, read
-from studies.attention_records import Examples
+from studies.attention_records import Examples, read_positives
 from studies.attention_redraw import published_draws
 from studies.attention_regions import facts_from_tokenizer
 from studies.prompts import prompt_of
@@ -24,7 +24,7 @@ from studies.zlt_attention_config import Config, asked, people
 def check(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Preflight:
     """The first persona's trained model under its own kernel and under eager."""
     persona, questions = people(config)[config.personas[0]], asked(config)
-    return preflight(
+    return compare_with_eager(
         model,
         [prompt_of(model, persona, question) for question in questions],
         marker=config.marker,
