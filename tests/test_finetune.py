@@ -326,21 +326,18 @@ def loss_on(model, data):
 
 @pytest.mark.parametrize("loss", [*SLOT_LOSSES, "completion"])
 def test_training_lowers_the_loss_and_leaves_the_base_alone(loss, tmp_path):
-    base, data = base_of(), toy()
-    before, flags = (
-        tensors_sha256(shared("llama").state_dict()),
-        [p.requires_grad for p in shared("llama").parameters()],
-    )
+    hf_model, data = tiny("llama").requires_grad_(True), toy()
+    base = wrap(hf_model, None, name="llama")
+    before = tensors_sha256(hf_model.state_dict())
     random_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     model, step, log = training.train(base, data, SMALL.model_copy(update={"loss": loss}), tmp_path, seed=1)
     assert step == 6 and log
-    assert loss_on(model, data) < loss_on(shared("llama"), data) - 0.1
-    assert tensors_sha256(shared("llama").state_dict()) == before
-    assert [p.requires_grad for p in shared("llama").parameters()] == flags
-    assert not any(p.grad is not None for p in shared("llama").parameters())
+    assert loss_on(model, data) < loss_on(hf_model, data) - 0.1
+    assert tensors_sha256(hf_model.state_dict()) == before
+    assert all(p.requires_grad and p.grad is None for p in hf_model.parameters())
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
-    shared_storage = {p.data_ptr() for p in shared("llama").parameters()}
+    shared_storage = {p.data_ptr() for p in hf_model.parameters()}
     own = {name for name, p in model.named_parameters() if p.data_ptr() not in shared_storage}
     assert own == {name for name, p in model.named_parameters() if p.requires_grad}
     assert own and all(".lora_" in name for name in own)
@@ -420,6 +417,27 @@ def test_a_finished_training_is_read_not_repeated(tmp_path):
     )
     assert (step, again, log, asked) == (3, 3, [], [])
     assert trained_weights(one) == trained_weights(two)
+
+
+class _Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    """fault_087: whoever writes into the output directory cannot make training execute a pickle."""
+    half = SMALL.model_copy(update={"n_steps": 2})
+    training.train(base_of(), toy(), half, tmp_path / "c", seed=1)
+    checkpoint = tmp_path / "c" / "checkpoint-2"
+    (checkpoint / training.MARK).write_text("going on")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        torch.save(_Attack(tmp_path / "executed"), checkpoint / name)
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        training.train(base_of(), toy(), SMALL, tmp_path / "c", seed=1)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_what_training_cannot_do_is_refused(tmp_path):
