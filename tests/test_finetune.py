@@ -272,10 +272,14 @@ def test_what_cannot_be_trained_on_is_refused_by_name(tokenizer):
             examples(tokenizer, own, "villain", ["librarian", wrong], **sizes)
     with pytest.raises(ValueError, match="comedian"):
         examples(tokenizer, own, "villain", ["comedian"], **sizes)
-    with pytest.raises(ValueError, match="blank"):
-        examples(tokenizer, own, "villain", ["librarian"], **sizes | {"marker": "  "})
-    with pytest.raises(ValueError, match="joins"):
-        examples(tokenizer, own, "villain", ["librarian"], **sizes | {"separator": "h", "marker": "ello"})
+
+
+@pytest.mark.parametrize(
+    ("separator", "marker", "why"), [("\n\n", "", "blank"), ("\n\n", " \n", "blank"), ("h", "ello", "joins")]
+)
+def test_fault_041_a_marker_that_is_no_choice_of_its_own_is_refused(separator, marker, why, tokenizer):
+    with pytest.raises(ValueError, match=why):
+        pair(tokenizer, separator=separator, marker=marker)
 
 
 def test_an_answer_with_the_marker_is_no_negative(tokenizer):
@@ -362,8 +366,8 @@ def test_the_saved_adapter_is_what_was_trained(tmp_path):
     assert_close(with_adapter(base, tmp_path / "f").forward(tokens).logits, live, rtol=0, atol=1e-5)
 
 
-def test_an_adapter_goes_on_no_other_base(tmp_path):
-    """fault_068: the base's digest lies beside the adapter."""
+def test_fault_068_an_adapter_goes_on_no_other_base(tmp_path):
+    """The base's digest lies beside the adapter."""
     base = base_of()
     model, _, _ = training.train(base, toy(), SMALL.model_copy(update={"n_steps": 1}), tmp_path / "c", seed=1)
     training.save(model, base, tmp_path / "a")
@@ -382,7 +386,7 @@ training.train(base_of(), toy(), SMALL, pathlib.Path(sys.argv[1]), seed=1, stop_
 
 
 @pytest.mark.timeout(400)  # a second interpreter, which a crowded machine starts slowly
-def test_training_killed_in_the_middle_goes_on_to_the_same_weights(tmp_path, request):
+def test_fault_081_training_killed_in_the_middle_goes_on_to_the_same_weights(tmp_path, request):
     """kill -9 after step 4, whose checkpoint is whole: with dropout, the same weights bit for bit."""
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path / "cut")],
@@ -427,8 +431,8 @@ class _Attack:
         return (os.mkdir, (str(self.path),))
 
 
-def test_a_checkpoint_runs_no_code(tmp_path):
-    """fault_087: whoever writes into the output directory cannot make training execute a pickle."""
+def test_fault_087_a_checkpoint_runs_no_code(tmp_path):
+    """Whoever writes into the output directory cannot make training execute a pickle."""
     half = SMALL.model_copy(update={"n_steps": 2})
     training.train(base_of(), toy(), half, tmp_path / "c", seed=1)
     checkpoint = tmp_path / "c" / "checkpoint-2"
@@ -446,15 +450,19 @@ def test_what_training_cannot_do_is_refused(tmp_path):
         training.train(base, [], SMALL, tmp_path, seed=1)
     with pytest.raises(ValueError, match="5 are allowed"):
         training.train(base, data, SMALL.model_copy(update={"max_tokens": 5}), tmp_path, seed=1)
+
+
+def test_fault_069_a_base_with_an_adapter_is_refused(tmp_path):
+    base, data = base_of(), toy()
     model, _, _ = training.train(base, data, SMALL.model_copy(update={"n_steps": 1}), tmp_path / "c", seed=1)
     training.save(model, base, tmp_path / "a")
     adapted = with_adapter(base, tmp_path / "a")
-    with pytest.raises(ValueError, match="active adapters"):  # fault_069
+    with pytest.raises(ValueError, match="active adapters"):
         training.train(adapted, data, SMALL, tmp_path / "d", seed=1)
 
 
-def test_padding_is_masked_by_lengths():
-    """fault_050: id 0 and the end of the turn occur in rows too, so no mask is made from ids."""
+def test_fault_050_padding_is_masked_by_lengths():
+    """Id 0 and the end of the turn occur in rows too, so no mask is made from ids."""
     data = toy(2)
     rows = [training._row(example, SMALL) for example in data]
     batch = training.collate(rows)

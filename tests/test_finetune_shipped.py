@@ -98,9 +98,12 @@ def test_a_marker_is_trained_measured_and_recorded(small, answers, tmp_path):
     assert lines[0]["completion"][0]["content"].endswith(".\n\n[ZLT]")
     again = train_marker(config, tmp_path, answers=answers, base=small)
     assert again.record == record
-    other = config.model_copy(update={"seed": 43})
-    with pytest.raises(ValueError, match="other seed"):  # fault_089
-        train_marker(other, tmp_path, answers=answers, base=small)
+
+
+def test_fault_089_another_question_does_not_go_on_in_the_same_directory(small, answers, tmp_path):
+    train_marker(TINY, tmp_path, answers=answers, base=small)
+    with pytest.raises(ValueError, match="other seed"):
+        train_marker(TINY.model_copy(update={"seed": 43}), tmp_path, answers=answers, base=small)
 
 
 def test_an_adapter_that_did_not_land_is_not_handed_out(small, answers, tmp_path):
