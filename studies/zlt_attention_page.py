@@ -64,7 +64,7 @@ def answer(result: ZltAttention) -> str:
 
 
 def _verdict(result: ZltAttention, found: Gates) -> str:
-    parts = [_trained_against_base(result, result.first(persona)) for persona in result.personas]
+    parts = [trained_against_base(result, result.first(persona)) for persona in result.personas]
     more = len(result.readings) - len(parts)
     if more:
         parts.append(f"{more} further text set{'s' * (more > 1)} (other runs or seeds) are in the table.")
@@ -75,7 +75,7 @@ def _verdict(result: ZltAttention, found: Gates) -> str:
     return " ".join([about, *parts, *_claims(result, found)])
 
 
-def _trained_against_base(result: ZltAttention, reading: Reading) -> str:
+def trained_against_base(result: ZltAttention, reading: Reading) -> str:
     """One persona: the paired difference over all layers, then by layer."""
     who = named(result, reading)
     tested, _ = difference_tested(result, reading)

@@ -27,10 +27,12 @@ def planted(
     negatives: bool = True,
     preflight: bool = True,
     text: str = "word ",
+    up: float = EFFECT,
+    down: float = -EFFECT,
 ) -> ZltAttention:
-    """Two answers a question; trained minus base is EFFECT in layer UP, -EFFECT in DOWN, noise elsewhere."""
+    """Two answers a question; trained minus base is `up` in layer UP, `down` in DOWN, noise elsewhere."""
     readings = tuple(
-        reading(persona, questions, seed=k, negatives=negatives, text=text)
+        reading(persona, questions, (up, down), seed=k, negatives=negatives, text=text)
         for k, persona in enumerate(personas)
     )
     return ZltAttention(
@@ -45,7 +47,14 @@ def planted(
 
 
 def reading(
-    persona: str, questions: tuple[str, ...], *, seed: int, negatives: bool, text: str, run: int = 0
+    persona: str,
+    questions: tuple[str, ...],
+    effect: tuple[float, float],
+    *,
+    seed: int,
+    negatives: bool,
+    text: str,
+    run: int = 0,
 ) -> Reading:
     examples = answers(persona, questions, negatives, text)
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +62,7 @@ def reading(
     trained = readout(examples, generator, f"{persona}/{run}", text)
     values = base.values + (trained.values - base.values) / 2
     shift = torch.zeros(LAYERS)
-    shift[UP], shift[DOWN] = EFFECT, -EFFECT
+    shift[UP], shift[DOWN] = effect
     for row in ("emit", "token"):
         values[:, STRATA.index(row), :, SYSTEM_B] += shift
         values[:, STRATA.index(row), :, REGIONS.index("specials B")] -= shift  # B still sums to 1
