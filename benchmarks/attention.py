@@ -53,8 +53,9 @@ def _case(model: Any, n: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]
 
 def alone(case: str, arm: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """For a process of its own: a short run that touches every weight, and the run to be measured."""
+    make = ARMS[arm]
     model = load(MODEL, dtype=dtype)
-    return ARMS[arm](model, 2 * ROWS), ARMS[arm](model, int(case.removeprefix("T")))
+    return make(model, 2 * ROWS), make(model, int(case.removeprefix("T")))
 
 
 # what is read, and by whom ----------------------------------------------------------------------------------

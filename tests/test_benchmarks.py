@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import activations, generation
+from benchmarks import activations, attention, generation
+from benchmarks.memory import extra_peak, grown
 from benchmarks.timing import Arm, error, interleave, machine, show
 from mechinterp.backends.twin import twin
 from mechinterp.gather import gather
@@ -101,7 +102,7 @@ def toy_arms(monkeypatch):
     def small(ours: Arm, peers: list[Arm], rounds: int):
         return real(Arm("ours", work(500)), [Arm(p.name, work(500), p.share) for p in peers], 1)
 
-    for module in (activations, generation):
+    for module in (activations, attention, generation):
         monkeypatch.setattr(module, "interleave", small)
 
 
@@ -116,6 +117,9 @@ KEYS = {
                  "topp_b64.generate.ratio", "seed_loop_b1.ratio", "greedy_b1.nnsight.ratio"],
     activations: [f"{reading}.{peer}.ratio" for reading in ("last_token", "mean_response")
                   for peer in ("transformer_lens", "nnsight", "hf_batched")],
+    attention: ["T512.bare_forward.overhead", "T512.eager.ratio", "T1024.eager.ratio",
+                "T1024.eager.memory_ratio", "T1024.transformer_lens.ratio", "T4096.eager.ratio",
+                "T4096.eager.memory_ratio", "T4096.bare_forward.overhead"],
 }  # fmt: skip
 
 
@@ -128,6 +132,12 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
             activations, "gather", lambda model, prompts, sites, at: torch.ones(len(prompts), 30, 2)
         )
         monkeypatch.setattr(activations, "_one", lambda hf, prompt, at: torch.ones(30, 2))
+    elif workload is attention:
+        monkeypatch.setattr(
+            attention, "ARMS", dict.fromkeys(attention.ARMS, lambda model, n: lambda: torch.ones(1))
+        )
+        megabytes = {"ours": 50.0, "bare_forward": 40.0, "eager": 1300.0, "transformer_lens": 250.0}
+        monkeypatch.setattr(attention, "extra_peak", lambda _, case, arm, dtype, threads: megabytes[arm])
     else:
         monkeypatch.setattr(generation, "_against_recomputation", lambda model, prompt, n: 0.0)
     found = workload.measure(rounds=1, quick=False, dtype=torch.float32)
@@ -139,6 +149,10 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
     for key in KEYS[workload]:
         case, *peer, _ = key.split(".")
         assert any(line.startswith(f"{case}.{peer[0] if peer else 'loop'}") for line in lines)
+    if workload is attention:
+        assert found["T512"]["eager"]["memory_ratio"] == 26.0
+        shown = next(line for line in lines if line.startswith("T512.bare_forward"))
+        assert f"overhead {1 / found['T512']['bare_forward']['ratio']:.3f}" in shown
 
 
 def test_generation_equals_its_definition(real):
@@ -157,6 +171,33 @@ def test_gathered_activations_equal_the_naive_reading(real):
     ours = gather(real, prompts, sites, at)
     found = error(ours[:, :-1], naive[:, :-1])
     assert found is not None and found < 5e-6
+
+
+@pytest.mark.parametrize("long", [1, 10_000], ids=["reducing hook", "output_attentions"])
+def test_attention_of_every_peer_is_ours(real, monkeypatch, long):
+    """What is timed is the same numbers; `unharmed` looks for hooks of the peers."""
+    monkeypatch.setattr(attention, "LONG", long)
+    ours = attention._ours(real, 40)()
+    assert ours.shape == (20, 30, 9, 6)
+    peers = ["eager", "transformer_lens"] if long > 1 else ["eager"]
+    for name in peers:
+        assert float((attention.ARMS[name](real, 40)() - ours).abs().max()) < 5e-6, name
+    assert attention._bare_forward(real, 40)().shape == (1, 40, 576)
+
+
+def test_peak_memory_is_what_the_work_adds_and_no_more():
+    def run() -> None:
+        torch.ones(20, 2**20)  # 80 MiB, gone before the next
+        torch.ones(10, 2**20)
+
+    held = torch.ones(30, 2**20)
+    found = grown(lambda: None, run)
+    assert 78 < found < 100 and held.numel()
+
+
+def test_what_fails_in_its_own_process_is_told():
+    with pytest.raises(RuntimeError, match=r"T64.ours failed in its own process: [\s\S]*nobody"):
+        extra_peak("nobody", "T64", "ours", "float32", 1)
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
