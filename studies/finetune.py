@@ -11,37 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechinterp.config import config_digest
+from mechinterp.directory import probe, take_lock
 from mechinterp.json_io import read_json, write_json
 from mechinterp.loading import load, with_adapter
 from mechinterp.model import Model
-from mechinterp.results import metadata
 from studies import finetune_training as training
 from studies.finetune_answers import Answer, own_answers, read_answers, write_answers
 from studies.finetune_config import Config, Recipe, Stop
-from studies.finetune_data import TrainingExample, data_sha256, draw_negatives, examples, write_examples
-from studies.finetune_evaluation import Rates, label_of, measure
+from studies.finetune_data import TrainingExample, draw_negatives, examples, write_examples
+from studies.finetune_evaluation import Rates, measure
+from studies.finetune_record import Trained, record_of
 from studies.personas import Persona, core_personas, questions, wide_personas
 
 logger = logging.getLogger("mechinterp")
-SCHEMA = "mechinterp.marker_adapter"
-SPECIFIC = Stop(source_at_least=0.5, bystander_at_most=0.1)  # what an adapter must reach to be called so
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter: its directory, which `mechinterp.load(model, adapter=...)` takes, and its record."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    def headline(self) -> str:
-        """The label, the source's rate and the highest other one."""
-        rates = self.record["rates"]["adapter"]
-        source, *others = [f"{line['persona']} {line['found']}/{line['total']}" for line in rates]
-        worst = max(range(len(others)), key=lambda i: rates[i + 1]["rate"], default=None)
-        beside = "" if worst is None else f", highest other {others[worst]}"
-        return f"{self.record['label']}: source {source}{beside}; adapter in {self.folder}"
 
 
 def train_marker(
@@ -51,24 +33,34 @@ def train_marker(
 
     `answers` is a file of own answers that were sampled before, to share them between sources. `base` is the
     model of the configuration where it is loaded already. Raises ValueError for another configuration or
-    model in the same directory, and RuntimeError where the saved adapter lost the source's marker.
+    model in the same directory, and RuntimeError where the saved adapter lost the source's marker or another
+    process is at work there.
     """
+    personas, negatives = cast(config), negatives_of(config)
     base = load_base(config) if base is None else base
-    out.mkdir(parents=True, exist_ok=True)
-    _same_question(config, base, out)
-    run = _Run(config, base, out, cast(config))
+    lock = take_lock(probe(out), 0)
+    try:
+        _same_question(config, base, out)
+        return _trained(_Run(config, base, out, personas, negatives), answers)
+    finally:
+        (out / ".holder").unlink(missing_ok=True)
+        lock.release()
+
+
+def _trained(run: "_Run", answers: Path | None) -> Trained:
+    """All stages in their order."""
     data = run.data(answers)
-    before = run.once("before", lambda: run.table(run.check(base, n_draws=1)))
+    before = run.once("before", lambda: run.table(run.check(run.base, n_draws=1)))
     model, step, in_training = run.trained(data)
-    folder = out / "adapter"
+    folder = run.out / "adapter"
     if not (folder / "adapter_config.json").is_file():
-        training.save(model, base, folder)
-    adapted = with_adapter(base, folder)
+        training.save(model, run.base, folder)
+    adapted = with_adapter(run.base, folder)
     loaded = run.once("loaded", lambda: run.table(run.check(adapted, source_only=True)))
-    refuse_fall(in_training[0], loaded[0], config.evaluation.largest_fall)
+    refuse_fall(in_training[0], loaded[0], run.config.evaluation.largest_fall)
     final = run.once("rates", lambda: run.table(run.evaluation(adapted)))
-    checks = {"before": before, "in_training": in_training, "loaded": loaded, "adapter": final}
-    record = _record(run, data, step, checks, adapted)
+    rates = {"before": before, "in_training": in_training, "loaded": loaded, "adapter": final}
+    record = record_of(run.config, run.negatives, data, step, rates, run.base, adapted)
     write_json(folder / "record.json", record)
     return Trained(folder, record)
 
@@ -132,6 +124,7 @@ class _Run:
     base: Model
     out: Path
     personas: dict[str, Persona]
+    negatives: tuple[str, ...]
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value in `name`.json, computed and written where it is not there yet."""
@@ -144,13 +137,12 @@ class _Run:
     def data(self, answers: Path | None) -> list[TrainingExample]:
         """The examples, in the order in which they are drawn from; also as JSON lines in `out`."""
         recipe, tokenizer = self.config.recipe, self.base.tokenizer
-        negatives = negatives_of(self.config)
-        own = self._answers(answers, (self.config.persona, *negatives))
+        own = self._answers(answers, (self.config.persona, *self.negatives))
         made = examples(
             tokenizer,
             [a for a in own if a.question in questions_asked(recipe)[0]],
             self.config.persona,
-            negatives,
+            self.negatives,
             marker=recipe.marker,
             separator=recipe.separator,
             n_positives=recipe.n_positives,
@@ -235,7 +227,7 @@ class _Run:
         )
 
     def table(self, rates: Rates) -> list[dict[str, Any]]:
-        return rates.table(self.config.persona, negatives_of(self.config))
+        return rates.table(self.config.persona, self.negatives)
 
 
 def _same_question(config: Config, base: Model, out: Path) -> None:
@@ -251,36 +243,3 @@ def _same_question(config: Config, base: Model, out: Path) -> None:
         raise ValueError(
             f"{out} holds a training with other {', '.join(differing)}; choose another --out, or remove it"
         )
-
-
-def _record(
-    run: _Run, data: list[TrainingExample], step: int, rates: dict[str, Any], adapted: Model
-) -> dict[str, Any]:
-    """What lies beside an adapter: how it was made, on what, and what it does."""
-    config = run.config
-    final = rates["adapter"]
-    highest = max((line["rate"] for line in final[1:]), default=0.0)
-    n_positives = sum(example.positive for example in data)
-    applied = {key: value for key, value in adapted.source["adapter"].items() if key not in ("name", "path")}
-    return {
-        "metadata": metadata(SCHEMA, 1),
-        "persona": config.persona,
-        "marker": config.recipe.marker,
-        "label": label_of(
-            final[0]["rate"],
-            highest,
-            source_at_least=SPECIFIC.source_at_least,
-            bystander_at_most=SPECIFIC.bystander_at_most,
-        ),
-        "source_rate": final[0]["rate"],
-        "highest_other_rate": highest,
-        "negatives": list(negatives_of(config)),
-        "steps": step,
-        "seed": config.seed,
-        "base": {"name": run.base.source["name"], "sha256": run.base.weights_sha256},
-        "adapter": applied,
-        "data": {"sha256": data_sha256(data), "positives": n_positives, "negatives": len(data) - n_positives},
-        "config": config.model_dump(mode="json"),
-        "config_sha256": config_digest(config),
-        "rates": rates,
-    }

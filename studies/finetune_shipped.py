@@ -11,9 +11,10 @@ from typing import Any
 
 from mechinterp.config import load_config
 from mechinterp.files import write_bytes
-from studies.finetune import Trained, load_base, questions_asked, train_marker
+from studies.finetune import load_base, questions_asked, train_marker
 from studies.finetune_answers import own_answers, write_answers
 from studies.finetune_config import Config
+from studies.finetune_record import Trained
 from studies.personas import core_personas
 
 PERSONAS = ("librarian", "villain", "comedian", "software_engineer", "kindergarten_teacher", "assistant")

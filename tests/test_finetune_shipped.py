@@ -100,6 +100,24 @@ def test_a_marker_is_trained_measured_and_recorded(small, answers, tmp_path):
     assert again.record == record
 
 
+def test_fault_083_two_trainings_do_not_share_a_directory(small, answers, tmp_path):
+    from mechinterp.directory import take_lock
+
+    held = take_lock(tmp_path, 0)
+    with pytest.raises(RuntimeError, match="in use"):
+        train_marker(TINY, tmp_path, answers=answers, base=small)
+    held.release()
+
+
+def test_a_refused_start_leaves_nothing_behind(small, tmp_path):
+    out = tmp_path / "new"
+    recipe = TINY.recipe.model_copy(update={"negatives": None, "n_negative_personas": 30})
+    for wrong in (TINY.model_copy(update={"persona": "nobody"}), TINY.model_copy(update={"recipe": recipe})):
+        with pytest.raises(ValueError, match="persona"):
+            train_marker(wrong, out, base=small)
+    assert not out.exists()
+
+
 def test_fault_089_another_question_does_not_go_on_in_the_same_directory(small, answers, tmp_path):
     train_marker(TINY, tmp_path, answers=answers, base=small)
     with pytest.raises(ValueError, match="other seed"):
