@@ -177,7 +177,7 @@ def difference(stored: Any, value: Any) -> float | None:
     elif any(isinstance(each, bool | str) or each is None for each in (stored, value)):
         return None if stored == value else math.inf
     else:
-        return abs(stored - value) if not (stored != stored and value != value) else 0.0
+        return float(abs(stored - value)) if not (stored != stored and value != value) else 0.0
     return max((gap for gap in gaps if gap is not None), default=None)
 
 

@@ -4,6 +4,7 @@ Rows of the two files are the same examples, so each example is its own control;
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -148,7 +149,7 @@ def absolute_at_peak(records: Records, label: str) -> Reading | None:
     if trained is None or base is None:
         return None
     layer = int(base.gates.mean_per_layer.argmax())
-    value: dict[str, float] = {"layer": layer}
+    value: dict[str, Any] = {"layer": layer}
     for name, condition in (("trained", trained), ("base", base)):
         region = condition.region_means.get("system_B")
         if region is None:

@@ -33,7 +33,7 @@ def _rule_out(passed: int, inside: int, window: int) -> dict[str, int]:
     return {"all layers": passed, "layers": 28, "in H1 windows": inside, "window layers": window}
 
 
-def _peak(layer: int, delta: float) -> dict[str, float]:
+def _peak(layer: int, delta: float) -> dict[str, Any]:
     return {"layer": layer, "delta": delta}
 
 
