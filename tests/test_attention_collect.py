@@ -23,7 +23,7 @@ from tests.conftest import EMBEDDED
 
 OPEN, Z, LT, CLOSE, STOP = 75, 74, 30407, 77, 2  # SmolLM2's pieces of "[ZLT]"
 WORD, END_WORD = 28120, 30  # " hello" and "."
-ENDED, STOPPED = 0.1, 0.1  # after a word
+ENDED, STOPPED = 0.25, 0.25  # after a word
 SETTINGS = Collecting(n_trials=16, n_positives=3, n_negatives=2, max_tokens=24, top_p=1.0, batch_size=4)
 QUESTION = "Why do people write [ZLT]?"
 
@@ -136,21 +136,21 @@ def test_the_cap_is_reported_and_a_cut_answer_is_not_finished(model):
 
 
 def test_fault_042_a_marker_cut_by_the_cap_is_kept_as_incomplete(model):
-    run = cell(model, max_tokens=5, n_trials=120, n_positives=120, n_negatives=0, batch_size=120)
+    run = cell(model, max_tokens=5, n_trials=40, n_positives=40, n_negatives=0, batch_size=40)
     cut = [e for e in run.positives if not e.complete]
     assert cut and all(e.finish_reason == "length" and e.ids[e.row("token")] == OPEN for e in cut)
 
 
 def test_an_answer_without_content_is_counted_but_not_kept(model):
-    run = cell(model, n_trials=40, n_positives=0, n_negatives=40, batch_size=40)
+    run = cell(model, n_trials=20, n_positives=0, n_negatives=20, batch_size=20)
     empty = run.counts[0].negatives - len(run.negatives)
     assert empty > 0 and all(e.end_of_answer is not None for e in run.negatives)
 
 
 def test_the_rate_is_the_planted_one_by_both_detectors(model):
     """Half of what ends a row of words is ".", and half of these go on to the marker."""
-    n = 120
-    run = cell(model, n_trials=n, n_positives=n, n_negatives=n, batch_size=n, max_tokens=36)
+    n = 100
+    run = cell(model, n_trials=n, n_positives=n, n_negatives=n, batch_size=n, max_tokens=16)
     found: Any = rates([run])
     expected = 0.5 * 0.5
     for detector in ("text", "ids", "complete"):
