@@ -71,8 +71,12 @@ def rule_out_as_coded(
     name = f"rule-out {control}{HYPOTHESES.get(control, '')}"
     if delta_control is None:
         return not_applicable(name, "published", f"no rows of {control}")
+    difference = delta_c1 - delta_control
+    complete = int(complete_rows(difference).sum())
+    if complete < 3:
+        return not_applicable(name, "published", f"{complete} complete examples; three are needed")
     what = f"{control} above C1 by one SEM; the marker is not in this difference"
-    return _over_window(name, "published", _above_sem(delta_c1 - delta_control), window, what)
+    return _over_window(name, "published", _above_sem(difference), window, what)
 
 
 def rule_out(

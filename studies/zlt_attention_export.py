@@ -36,6 +36,9 @@ def export(result: ZltAttention, folder: Path | str) -> Path:
             f"the published files are of the system prompt, and this run read {result.region!r}; run the"
             " study with region='system' to export it"
         )
+    void = [label(result, reading) for reading in result.readings if not kept(reading, result.row).any()]
+    if void:
+        raise ValueError(f"no example of {', '.join(void)} has rows of C1, so there is no contrast to export")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     conditions = {}

@@ -48,7 +48,7 @@ def gates(reading: Reading, reader: Reader, row: Query) -> tuple[Gate, ...]:
         found += _ruled_out(reading, reader, row, control, window)
     found += [safety_rail(delta[:RAIL], definition=which) for which in ("published", "ours")]
     found += _heads(read, row, questions)
-    if reader == "trained":
+    if reader == "trained" and np.isfinite(reading.difference(row)).all(1).any():
         found.append(profile_moved(profile_shift(delta, reading.delta("base", row), questions)))
     return tuple(found)
 

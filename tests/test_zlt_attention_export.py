@@ -97,4 +97,4 @@ def test_few_examples_and_no_negatives_are_written_too(tmp_path):
     assert not held.gate_F_trajectory.applicable
     assert held.head_selection_split_sample.selected_heads_per_layer == ((),) * 6
     assert not (folder / "preflight.json").exists()
-    assert read_records(folder).labels == ("base_villain", "villain")
+    assert read_records(folder).labels == ("villain", "base_villain")
