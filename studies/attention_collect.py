@@ -4,9 +4,9 @@ What a cell returns depends on the model, the prompt and the seed, not on how tr
 draws with a generator of its own, and trials past the one that filled the last quota are dropped.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
@@ -56,30 +56,78 @@ def collect(
     one only begun (`Example.complete`). `counts` and the tallies count every trial up to the last one, kept
     or not; an answer without content is counted but not kept.
     """
-    prompt = model.chat(question, system=system, system_role=settings.system_role)
-    kept: dict[bool, list[Example]] = {True: [], False: []}
-    quota = {True: settings.n_positives, False: settings.n_negatives}
-    seen: list[Detection] = []
-    n_cut = 0
-    for example, found in _trials(model, prompt, persona, question, settings):
-        seen.append(found)
-        n_cut += example.finish_reason == "length"
-        usable = example.positive or example.end_of_answer is not None
-        if usable and len(kept[example.positive]) < quota[example.positive]:
-            kept[example.positive].append(example)
-        if all(len(kept[kind]) == quota[kind] for kind in kept):
-            break
-    n = sum(bool(found.occurrences) for found in seen)
-    counts = Counts(question, len(seen), n, len(seen) - n, n_cut)
+    return collect_questions(model, [question], persona=persona, system=system, settings=settings)
+
+
+def collect_questions(
+    model: Model, questions: Sequence[str], *, persona: str, system: str | None, settings: Collecting
+) -> Examples:
+    """The same for several questions in common batches: each gives what `collect` gives of it alone."""
+    prompts = [model.chat(q, system=system, system_role=settings.system_role) for q in questions]
+    asked = [_Asked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]
+    while any(one.open for one in asked):
+        for batch in _batches(asked, settings):
+            found = _sampled(model, batch, persona, settings)
+            for (one, _), (example, detection) in zip(batch, found, strict=True):
+                one.take(example, detection)
+    first = prompts[0]
     metadata = {
         "model": model.name,
         "weights_sha256": model.weights_sha256,
-        "template_sha256": prompt.template_sha256,
-        "prompt_warnings": list(prompt.warnings),
+        "template_sha256": first.template_sha256,
+        "prompt_warnings": list(dict.fromkeys(w for prompt in prompts for w in prompt.warnings)),
         "settings": asdict(settings),
-        "tallies": [asdict(tally(persona, question, seen))],
+        "tallies": [asdict(tally(persona, one.question, one.seen)) for one in asked],
     }
-    return Examples(persona, system, tuple(kept[True]), tuple(kept[False]), (counts,), metadata)
+    kept = {kind: tuple(e for one in asked for e in one.kept[kind]) for kind in (True, False)}
+    return Examples(persona, system, kept[True], kept[False], tuple(one.counts() for one in asked), metadata)
+
+
+@dataclass(eq=False)
+class _Asked:
+    """One question on its way: what was seen and kept, and which trial is next."""
+
+    prompt: Prompt
+    question: str
+    settings: Collecting
+    kept: dict[bool, list[Example]] = field(default_factory=lambda: {True: [], False: []})
+    seen: list[Detection] = field(default_factory=list)
+    n_cut: int = 0
+    n_asked: int = 0
+    full: bool = False
+
+    @property
+    def open(self) -> bool:
+        return not self.full and self.n_asked < self.settings.n_trials
+
+    def take(self, example: Example, found: Detection) -> None:
+        """Counts a trial and keeps it if it is wanted; those after the last quota was filled do not count."""
+        if self.full:
+            return
+        self.seen.append(found)
+        self.n_cut += example.finish_reason == "length"
+        quota = self.settings.n_positives if example.positive else self.settings.n_negatives
+        usable = example.positive or example.end_of_answer is not None
+        if usable and len(self.kept[example.positive]) < quota:
+            self.kept[example.positive].append(example)
+        full = {True: self.settings.n_positives, False: self.settings.n_negatives}
+        self.full = all(len(self.kept[kind]) == full[kind] for kind in full)
+
+    def counts(self) -> Counts:
+        n = sum(bool(found.occurrences) for found in self.seen)
+        return Counts(self.question, len(self.seen), n, len(self.seen) - n, self.n_cut)
+
+
+def _batches(asked: Sequence[_Asked], settings: Collecting) -> list[list[tuple[_Asked, int]]]:
+    """The next trials of the open questions, as many each as a batch has room for; short prompts first."""
+    waiting = sorted((one for one in asked if one.open), key=lambda one: one.prompt.tokens.shape[1])
+    each = max(1, settings.batch_size // len(waiting))
+    rows = []
+    for one in waiting:
+        trials = range(one.n_asked, min(one.n_asked + each, settings.n_trials))
+        one.n_asked = trials.stop
+        rows += [(one, trial) for trial in trials]
+    return [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
 
 
 def merge(parts: Sequence[Examples]) -> Examples:
@@ -137,51 +185,52 @@ def rates(examples: Sequence[Examples]) -> MarkerRates:
     return MarkerRates(", ".join(sorted(models)), markers.pop(), seeds, tallies)
 
 
-def _trials(
-    model: Model, prompt: Prompt, persona: str, question: str, settings: Collecting
-) -> Iterator[tuple[Example, Detection]]:
-    """Every trial in order, sampled a batch at a time when it is asked for."""
-    ids = prompt.tokens[0]
-    n_sys, n_user, n_header = (_n(prompt, names) for names in ((SYSTEM, SYSTEM_DEFAULT), (USER,), (HEADER,)))
+def _sampled(
+    model: Model, batch: Sequence[tuple[_Asked, int]], persona: str, settings: Collecting
+) -> list[tuple[Example, Detection]]:
+    """One trial a row, each drawing from its own name."""
+    names = [f"{persona}|{one.question}|{trial}" for one, trial in batch]
     stops = stop_ids(model)
-    for start in range(0, settings.n_trials, settings.batch_size):
-        trials = range(start, min(start + settings.batch_size, settings.n_trials))
-        names = [f"{persona}|{question}|{trial}" for trial in trials]
-        run = sample(
-            model,
-            [ids] * len(trials),
-            [Phase(settings.max_tokens)],
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            names=names,
-            stop=stops,
+    run = sample(
+        model,
+        [one.prompt.tokens[0] for one, _ in batch],
+        [Phase(settings.max_tokens)],
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        names=names,
+        stop=stops,
+    )
+    found = []
+    for row, (one, trial) in enumerate(batch):
+        tokens, start = run.tokens[row, : int(run.lengths[row])], one.prompt.tokens.shape[1]
+        detection = detect(model.tokenizer, tokens, settings.marker, after=start)
+        example = Example(
+            persona=persona,
+            question=one.question,
+            trial=trial,
+            seed=cell_seed(settings.seed, names[row], 0),  # what `sample` seeds the row's generator with
+            ids=tuple(tokens.tolist()),
+            prompt_len=start,
+            n_sys=_n(one.prompt, (SYSTEM, SYSTEM_DEFAULT)),
+            n_user=_n(one.prompt, (USER,)),
+            n_header=_n(one.prompt, (HEADER,)),
+            end_of_answer=end_of_answer(model, tokens.tolist(), start, stops),
+            n_occurrences=len(detection.occurrences),
+            finish_reason=run.finish_reason[row],
+            text=model.decode(tokens[start:]),
+            layout=prompt_layout(one.prompt),
+            **_marked(detection),
         )
-        for row, (trial, name) in enumerate(zip(trials, names, strict=True)):
-            tokens = run.tokens[row, : int(run.lengths[row])]
-            found = detect(model.tokenizer, tokens, settings.marker, after=len(ids))
-            mark = found.occurrences[0] if found.occurrences else None
-            yield (
-                Example(
-                    persona=persona,
-                    question=question,
-                    trial=trial,
-                    seed=cell_seed(settings.seed, name, 0),  # what `sample` seeds the row's generator with
-                    ids=tuple(tokens.tolist()),
-                    prompt_len=len(ids),
-                    n_sys=n_sys,
-                    n_user=n_user,
-                    n_header=n_header,
-                    marker=None if mark is None else mark.token,
-                    end_of_answer=end_of_answer(model, tokens.tolist(), len(ids), stops),
-                    complete=None if mark is None else mark.complete,
-                    n_occurrences=len(found.occurrences),
-                    finish_reason=run.finish_reason[row],
-                    text=model.decode(tokens[len(ids) :]),
-                    layout=prompt_layout(prompt),
-                ),
-                found,
-            )
+        found.append((example, detection))
+    return found
+
+
+def _marked(found: Detection) -> dict[str, Any]:
+    """Where the first marker stands, and whether all of it does."""
+    if not found.occurrences:
+        return {"marker": None, "complete": None}
+    return {"marker": found.occurrences[0].token, "complete": found.occurrences[0].complete}
 
 
 def end_of_answer(model: Model, ids: Sequence[int], start: int, stops: frozenset[int]) -> int | None:

@@ -20,6 +20,7 @@ from studies.force_feed_result import Fed, ForceFeed
 from studies.trained import BASE, model_name, specs
 from studies.zlt_attention_cells import draw, generate, readout, taken
 from studies.zlt_attention_config import Config as AttentionConfig
+from studies.zlt_attention_config import blocks
 from studies.zlt_attention_result import ROWS
 
 __all__ = ["Config", "cells", "combine", "draw", "mirrored", "model_specs", "page", "readout", "taken"]
@@ -61,8 +62,8 @@ def cells(config: Config) -> list[Cell]:
         found += _with_controls(texts, persona, made, args)
         if config.mirror:
             made = [
-                Cell(f"mirror/{persona}/q{q}", "mirrored", BASE, (), {**args, "question": q})
-                for q in range(config.n_questions)
+                Cell(f"mirror/{persona}/{label}", "mirrored", BASE, (), {**args, "questions": block})
+                for label, block in blocks(config)
             ]
             found += _with_controls(texts, f"base as {persona}", made, args)
     readers = [model_name(persona, 0) for persona in config.readers or config.personas]

@@ -10,8 +10,9 @@ from typing import Any
 
 from mechinterp.cells import Cell
 from mechinterp.results import Result
+from studies.trained import BASE, model_name, specs
 from studies.zlt_attention_cells import check, draw, examples_of, generate, readout, taken
-from studies.zlt_attention_config import BASE, Config, model_name, replicates, specs
+from studies.zlt_attention_config import Config, blocks, replicates
 from studies.zlt_attention_page import page
 from studies.zlt_attention_result import ROWS, Reading, ZltAttention
 
@@ -53,8 +54,8 @@ def _texts(config: Config, args: dict[str, Any]) -> list[Cell]:
         return [Cell(f"taken/{_set(args)}", "taken", None, (), args)]
     name = model_name(args["persona"], args["run"])
     return [
-        Cell(f"generate/{_set(args)}/q{q}", "generate", name, (), {**args, "question": q})
-        for q in range(config.n_questions)
+        Cell(f"generate/{_set(args)}/{label}", "generate", name, (), {**args, "questions": block})
+        for label, block in blocks(config)
     ]
 
 

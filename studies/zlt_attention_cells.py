@@ -9,7 +9,7 @@ from mechinterp.results import Result
 from mechinterp.runs import Run
 from probes.markers import usual_ids
 from probes.preflight import Preflight, compare_with_eager
-from studies.attention_collect import Collecting, collect, merge
+from studies.attention_collect import Collecting, collect_questions, merge
 from studies.attention_controls import Row
 from studies.attention_draws import Controls, draw_controls
 from studies.attention_published import PUBLISHED_IDS
@@ -18,7 +18,8 @@ from studies.attention_records import Examples, read_positives
 from studies.attention_redraw import published_draws
 from studies.attention_regions import facts_from_tokenizer
 from studies.prompts import prompt_of
-from studies.zlt_attention_config import Config, asked, people
+from studies.trained import asked, people
+from studies.zlt_attention_config import Config
 
 
 def check(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Preflight:
@@ -38,22 +39,24 @@ def check(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config
 
 
 def generate(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Examples:
-    """Answers of a trained model to one question under its own persona."""
-    persona, question = cell.args["persona"], asked(config)[cell.args["question"]]
-    settings = Collecting(
-        marker=config.marker,
-        n_trials=config.n_trials,
-        n_positives=config.n_positives,
-        n_negatives=config.n_negatives,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=cell.args["seed"],
-        batch_size=config.batch_size,
+    """Answers of a model to some questions under one persona."""
+    persona, settings = (
+        cell.args["persona"],
+        Collecting(
+            marker=config.marker,
+            n_trials=config.n_trials,
+            n_positives=config.n_positives,
+            n_negatives=config.n_negatives,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=cell.args["seed"],
+            batch_size=config.batch_size,
+        ),
     )
-    return collect(
-        model, question, persona=persona, system=people(config)[persona].system_prompt, settings=settings
-    )
+    questions = [asked(config)[q] for q in cell.args["questions"]]
+    system = people(config)[persona].system_prompt
+    return collect_questions(model, questions, persona=persona, system=system, settings=settings)
 
 
 def taken(cell: Cell, model: None, inputs: Mapping[str, Result], config: Config) -> Examples:

@@ -5,11 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from studies.trained import BASE, TrainedConfig, asked, model_name, people, specs, trained
-
-__all__ = ["BASE", "CONTROLS", "Config", "asked", "model_name", "people", "replicates", "specs", "trained"]
-
-CONTROLS = ("random_earlier", "late_position", "rare_token", "end_of_answer", "sentence_end")
+from studies.trained import TrainedConfig, trained
 
 
 class Config(TrainedConfig):
@@ -25,7 +21,8 @@ class Config(TrainedConfig):
     max_tokens: int = Field(512, ge=1)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int = Field(10, ge=1)
+    questions_per_cell: int = Field(1, ge=1)
     row: Literal["emit", "token"] = "emit"
     newlines: Literal["exact", "any_trailing"] = "exact"
     region: Literal["system", "user", "answer"] = "system"
@@ -45,3 +42,12 @@ class Config(TrainedConfig):
 def replicates(config: Config, persona: str) -> list[tuple[int, int]]:
     """Every (training run, generation seed) of a persona."""
     return [(run, seed) for run in range(len(trained(config, persona))) for seed in config.seeds]
+
+
+def blocks(config: Config) -> list[tuple[str, list[int]]]:
+    """The questions that share a cell, with the cell's name: q3, or q0-9."""
+    found, step = [], config.questions_per_cell
+    for start in range(0, config.n_questions, step):
+        block = list(range(start, min(start + step, config.n_questions)))
+        found.append((f"q{block[0]}" if len(block) == 1 else f"q{block[0]}-{block[-1]}", block))
+    return found

@@ -59,9 +59,7 @@ def marked_records(folder: Path, personas: list[str], *, n_questions: int = 5, n
             for trial in range(n_each + 1)
         ]
         positives, negatives = (tuple(e for e in made if e.positive == kind) for kind in (True, False))
-        counts = tuple(
-            Counts(q, n_each + 1, n_each, 1, 0) for q in questions("evaluation")[:n_questions]
-        )
+        counts = tuple(Counts(q, n_each + 1, n_each, 1, 0) for q in questions("evaluation")[:n_questions])
         write_positives(
             Examples(persona, system, positives, negatives, counts, {}), folder / f"positives_{persona}.json"
         )
@@ -77,7 +75,7 @@ def _example(tokenizer, persona: str, system: str, question: str, trial: int, *,
     answer = [*body, *stop, *newlines, *marker, STOP] if positive else [*body, *stop, STOP]
     ids = (*prompt.tokens[0].tolist(), *answer)
     start = prompt.tokens.shape[1]
-    counted = {name: n for name, n in prompt_layout(prompt)}
+    counted = dict(prompt_layout(prompt))
     return Example(
         persona=persona,
         question=question,
