@@ -13,6 +13,7 @@ from mechinterp.config import load_config
 from mechinterp.files import file_sha256
 from studies import force_feed, zlt_attention
 from studies.attention_readout import BLOCKS, CONTENT, REGIONS
+from studies.attention_records import read_positives
 from studies.zlt_attention_config import Config
 from studies.zlt_attention_result import READERS
 from tests.marked import marked_records, tiny_adapter, tiny_chat_model
@@ -115,13 +116,14 @@ def test_a_model_fed_its_own_text_is_itself(given, tmp_path):
     assert table.own.sum() == 2 and len(table) == 6
 
 
-def test_the_mirror_reads_the_base_where_a_marker_would_stand(given, tmp_path):
-    few = asked(given, "force_feed", mirror="true", n_questions="2", n_trials="6", n_negatives="3",
-                n_positives="0", max_tokens="40", personas="['villain']")  # fmt: skip
-    config = few.config
-    found = force_feed.cells(config)
+def test_the_mirror_is_written_by_the_base_and_read_where_a_marker_would_stand(given):
+    few = asked(given, "force_feed", mirror="true", n_questions="2", personas="['villain']")
+    found = force_feed.cells(few.config)
     check_cells(found)
     assert {cell.model for cell in found if cell.task == "mirrored"} == {"base"}
+    negative = read_positives(given / "records" / "positives_villain.json").negatives[0]
+    slot = force_feed.would_be(negative)
+    assert slot.row("emit") == negative.end_of_answer and slot.ids == negative.ids
 
 
 def test_a_second_start_changes_no_byte_and_loads_no_model(given, finished, monkeypatch):
