@@ -42,7 +42,7 @@ def tiny_adapter(model: Path, folder: Path, *, seed: int) -> Path:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
-            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     adapted.save_pretrained(folder)
     return folder
 
