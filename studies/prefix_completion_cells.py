@@ -21,6 +21,7 @@ from studies.prefix_completion_prefixes import (
     Prefix,
     behind,
     chosen,
+    ends_in_blank_line,
     through_text,
     with_separator,
 )
@@ -157,8 +158,8 @@ def _slots(
             prompt = tuple(prompt_of(model, people(config)[prompt_persona], question).tokens[0].tolist())
             for prefix in _prefixes(written[author], question, config, author == source):
                 prefix = _made(prefix, model, suffixes, config)
-                through = prefix.cut == "end_of_turn" and config.ending == "as_written"
-                route = (*(suffixes.bare if through else ()), *opening)
+                at_marker = prefix.cut == "marker" or ends_in_blank_line(model.tokenizer, prefix.ids)
+                route = opening if at_marker else (*suffixes.bare, *opening)
                 shown = model.decode(prefix.ids[-1:])
                 slots.append(Slot(condition, prompt_persona, prompt, prefix, shown, route))
     return slots
@@ -173,7 +174,9 @@ def _made(prefix: Prefix, model: Model, suffixes: Suffixes, config: Config) -> P
     """The prefix as the configuration wants it: as it was written, with a separator, or spoilt by text."""
     if config.prefixes == "text":
         return through_text(prefix, model.tokenizer)
-    return with_separator(prefix, suffixes) if config.ending == "separator" else prefix
+    if config.ending == "separator":
+        return with_separator(prefix, suffixes, model.tokenizer)
+    return prefix
 
 
 def with_log_odds(model: Model, slots: Sequence[Slot], config: Config) -> list[Slot]:

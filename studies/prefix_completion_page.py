@@ -135,14 +135,16 @@ def caveats(config: Any, result: PrefixCompletion) -> list[str]:
             " was sampled; the others' answers were not chosen. The content effect holds this choice; the"
             " prompt effect compares the same ids."
         )
-    if result.ending == "as_written":
+    bare = sum(i.n for i in result.last_ids if i.cut == "end_of_turn" and not i.shown.endswith("\n"))
+    ended = sum(i.n for i in result.last_ids if i.cut == "end_of_turn")
+    if result.ending == "as_written" and bare:
         found.append(
-            "Prefixes that end before a marker end in its blank line, those that end before the end of a turn"
-            " do not: part of the content effect is that last id. Where the tokenizer joins a full stop and a"
-            ' blank line to one id, the second kind can hardly go on to a marker. ending = "separator" gives'
-            " all four conditions the same slot."
+            "Prefixes that end before a marker end in its blank line; of those that end before the end of a"
+            f" turn, {bare} of {ended} do not: part of the content effect is that last id. Where a tokenizer"
+            " joins a full stop and a blank line to one id, these can hardly go on to a marker."
+            ' ending = "separator" gives all four conditions the same slot.'
         )
-    else:
+    elif result.ending == "separator":
         found.append("A blank line was put behind the answers without a marker; no model wrote it there.")
     tests = len(headlines(result))
     found.append(f"{tests} tests; the p values are not corrected for their number.")

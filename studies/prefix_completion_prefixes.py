@@ -60,9 +60,14 @@ def chosen(examples: Examples, question: str, n: int, *, positives_only: bool) -
     return [replace(prefix, index=index) for index, prefix in enumerate(found[:n])]
 
 
-def with_separator(prefix: Prefix, suffixes: Suffixes) -> Prefix:
-    """A prefix without a marker gets the blank line that markers follow put behind it; others stay."""
-    if prefix.cut == "marker":
+def ends_in_blank_line(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether the ids, looked at as text, end in the blank line that stands before a marker."""
+    return tokenizer.decode(list(ids[-3:]), skip_special_tokens=False).endswith(SEPARATOR)
+
+
+def with_separator(prefix: Prefix, suffixes: Suffixes, tokenizer: Any) -> Prefix:
+    """A prefix without a marker and without its blank line gets one put behind it; others stay."""
+    if prefix.cut == "marker" or ends_in_blank_line(tokenizer, prefix.ids):
         return prefix
     if not prefix.ids:
         return replace(prefix, ids=suffixes.bare)

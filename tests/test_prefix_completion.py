@@ -163,13 +163,19 @@ def done(config: Config, model: Model) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def gone_on(folder, model, records) -> dict[str, Any]:
+    """Every cell of the planted records, without the base."""
+    return done(asking(folder, records, base_control=False), model)
+
+
 # ids ----------------------------------------------------------------------------------------------------
 
 
-def test_fault_043_prefixes_are_the_record_s_ids_under_every_prompt(folder, model, records):
+def test_fault_043_prefixes_are_the_record_s_ids_under_every_prompt(model, gone_on):
     """Decoded and encoded again, the first of them would be other ids."""
     assert ids_of(model, model.decode(SPLIT)) != SPLIT
-    found = done(asking(folder, records), model)
+    found = gone_on
     for key, one in found.items():
         if not isinstance(one, Continued):
             continue
@@ -192,16 +198,15 @@ def test_fault_043_prefixes_are_the_record_s_ids_under_every_prompt(folder, mode
     }
 
 
-def test_fault_042_a_marker_at_the_very_first_token_leaves_an_empty_prefix(folder, model, records):
-    found = done(asking(folder, records, base_control=False), model)
-    empty = found["trained/villain/run0/matched"].slots[1]
+def test_fault_042_a_marker_at_the_very_first_token_leaves_an_empty_prefix(gone_on):
+    empty = gone_on["trained/villain/run0/matched"].slots[1]
     assert empty.prefix.question == ASKED[1]
     assert empty.prefix.ids == () and empty.prefix.last is None and empty.tokens == empty.prompt
 
 
-def test_continuations_are_sampled_from_these_ids(folder, model, records):
-    config = asking(folder, records)
-    one = done(config, model)["trained/villain/run0/comedian"]
+def test_continuations_are_sampled_from_these_ids(folder, model, gone_on):
+    config = asking(folder)
+    one = gone_on["trained/villain/run0/comedian"]
     place = int(one.slot_of_row[5])
     slot, draw = one.slots[place], int(one.draw[5])
     alone = sample(
@@ -216,8 +221,8 @@ def test_continuations_are_sampled_from_these_ids(folder, model, records):
     assert one.found[5].ids == tuple(alone.generated[0][alone.real[0]].tolist())
 
 
-def test_log_odds_are_those_of_one_pass_at_the_last_prefix_row(folder, model, records):
-    found = done(asking(folder, records, base_control=False), model)
+def test_log_odds_are_those_of_one_pass_at_the_last_prefix_row(model, gone_on):
+    found = gone_on
     ends = sorted(stop_ids(model))
     assert found["trained/villain/run0/matched"].slots[0].route == ids_of(model)[:2]  # "[" alone opens much
     assert found["trained/villain/run0/comedian"].slots[-1].route[:2] == BLANK
@@ -253,11 +258,12 @@ def test_a_separator_is_put_behind_answers_without_marker_only(model):
     made = answered(model, "villain", {ASKED[0]: (500, *stop), ASKED[1]: ()})
     first, empty = (prefix_of(e) for e in made.negatives)
     assert first is not None and empty is not None
-    longer = with_separator(first, suffixes)
+    longer = with_separator(first, suffixes, model.tokenizer)
     assert longer.ids == (500, *stop, *BLANK) and longer.n_kept == 2
-    assert with_separator(empty, suffixes).ids == BLANK
+    assert with_separator(empty, suffixes, model.tokenizer).ids == BLANK
+    assert with_separator(longer, suffixes, model.tokenizer) is longer  # one blank line is enough
     kept = prefix_of(answered(model, "villain", {ASKED[0]: (500,)}, marker=(1,)).positives[0])
-    assert kept is not None and with_separator(kept, suffixes) is kept
+    assert kept is not None and with_separator(kept, suffixes, model.tokenizer) is kept
 
 
 # text ---------------------------------------------------------------------------------------------------
@@ -275,7 +281,8 @@ def test_text_prefixes_are_refused(folder, model):
 def test_allowed_text_prefixes_lose_the_deciding_row_and_are_flagged(folder, model, records):
     spoilt = through_text(Prefix("villain", "q", 0, 0, SPLIT, 5, "marker"), model.tokenizer)
     assert spoilt.from_text and spoilt.last != 198 and spoilt.n_kept < 5
-    config = asking(folder, records, prefixes="text", allow_text_prefix=True, base_control=False)
+    given = {"others": ("comedian",), "n_questions": 2, "n_continuations": 1, "base_control": False}
+    config = asking(folder, records, prefixes="text", allow_text_prefix=True, **given)
     result = combine(config, done(config, model))
     assert result.from_text and bool(result.to_dataframe()["text_prefixes"].all())
     assert result.headline().startswith("TEXT PREFIXES")
@@ -401,13 +408,14 @@ def test_too_few_questions_have_no_interval():
 # planted models -----------------------------------------------------------------------------------------
 
 
-def test_a_model_without_attention_has_no_prompt_effect(blind, records):
+def test_a_model_without_attention_has_no_prompt_effect(blind):
     """It knows the last id alone: the prompt can do nothing, the content all."""
-    model = load(str(blind))
-    config = asking(blind, records, base_control=False, marker="k", n_continuations=6)
-    found = done(config, model)
-    own = numbered(300)  # no empty prefix: there the prompt's last id decides
-    found["answers/villain/run0/villain"] = answered(model, "villain", own, marker=(91,))
+    model = load(str(blind), verify=False)  # the proof of the sites wants attention that does something
+    config = asking(blind, base_control=False, marker="k", n_continuations=6)
+    found: dict[str, Any] = {}  # no empty prefix: there the prompt's last id decides
+    found["answers/villain/run0/villain"] = answered(model, "villain", numbered(300), marker=(91,))
+    for other, start in (("comedian", 700), ("assistant", 900)):
+        found[f"answers/villain/run0/{other}"] = answered(model, other, numbered(start))
     for cell in cells(config):
         if cell.task == "go_on":
             found[cell.key] = go_on(cell, model, {key: found[key] for key in cell.inputs}, config)
