@@ -8,4 +8,4 @@ STUDIES = {
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
 }
 
-DEMO = ("persistence",)  # in the order of their chapters
+DEMO = ("persistence", "zlt_attention")  # in the order of their chapters
