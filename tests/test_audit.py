@@ -381,7 +381,8 @@ def test_fault_102_a_label_that_is_a_formula_is_disarmed_in_the_file(records, tm
 
 
 def test_fault_100_a_question_with_markup_is_shown_and_not_run(records, tmp_path):
-    shutil.copytree(records, tmp_path / "in")
+    (tmp_path / "in").mkdir()
+    shutil.copy(records / "positives_librarian.json", tmp_path / "in")
     head = "| ex_idx | question | t_marker | c1_positions | c2_positions | c3_positions |\n"
     row = "| 0 | </script><script>alert(1)</script> | 9 | [1] | [2] | [3] |\n"
     (tmp_path / "in" / "sample_table.md").write_text(f"Persona: librarian\n\n{head}{row}")
