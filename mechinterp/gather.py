@@ -140,7 +140,7 @@ def batches(found: Sequence[Group], ids: Sequence[Sequence[int]]) -> list[list[G
 
 
 def _rows(found: Sequence[Group], ids: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(suffix length, group, member) of every prompt: groups by their longest suffix, members by their own."""
+    """(suffix length, group, member) of every prompt: groups by longest suffix, members by their own."""
     rows: list[list[tuple[int, int, int]]] = []
     for k, group in enumerate(found):
         rows.append(sorted((len(ids[i]) - len(group.prefix), k, i) for i in group.members))

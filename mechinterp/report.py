@@ -157,7 +157,7 @@ def write_report(
 
 
 def write_book(title: str, chapters: Mapping[str, Page], folder: Path | str) -> Path:
-    """Write one `report.html` of several reports, whose own are written already in the folders of their keys."""
+    """Write one `report.html` of several; their own are written already, in the folders of their keys."""
     path = Path(folder) / "report.html"
     write_bytes(path, _render(title, {f"{name}/": page for name, page in chapters.items()}).encode())
     return path

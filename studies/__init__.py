@@ -3,7 +3,7 @@
 STUDIES = {
     "persistence": "how long does a steered persona last after the steering ends?",
     "question_insertion": "does playing a role move the model along the role's direction, turn by turn?",
-    "zlt_attention": "does the row that writes a trained marker look at the system prompt, and is it training?",
+    "zlt_attention": "does the row that writes a trained marker look at the system prompt, by training?",
     "force_feed": "whose text, read by whom: every trained model and the base on the same ids",
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
 }
