@@ -106,7 +106,7 @@ def _add_run(commands: Any) -> None:
 
 def _add_train_marker(commands: Any) -> None:
     train = commands.add_parser("train-marker", help="train a marker into a persona, or go on with it")
-    train.add_argument("--persona", default="villain", help="the source (default: villain)")
+    train.add_argument("--persona", help="the source (default: villain)")
     train.add_argument("--config", type=Path, help="a TOML or JSON file")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value"
@@ -180,12 +180,15 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _train_marker(given: argparse.Namespace) -> int:
-    from studies.finetune_shipped import command
+    from studies.finetune_shipped import build, command
 
     _talk()
     _say_if_crowded()
-    persona = None if given.shipped else given.persona
-    for one in command(persona, given.out, given.config, given.overrides, given.answers):
+    if given.shipped:
+        made = build(given.out or Path("runs/markers"))
+    else:
+        made = [command(given.persona, given.out, given.config, given.overrides, given.answers)]
+    for one in made:
         _say(one.headline())
     return 0
 

@@ -1,7 +1,8 @@
 """The six shipped marker adapters; `mechinterp train-marker --shipped` makes them anew.
 
-All six have one recipe. Own answers of all core personas are sampled once and shared, each adapter is then
-trained, measured and laid out as it is shipped.
+Own answers of all core personas are sampled once and shared; each adapter is then trained, measured and laid
+out as it is shipped. The recipe is the default one, with more negative personas where four were too few: the
+librarian's marker, trained against four, reached the assistant (TRIED.md).
 """
 
 import shutil
@@ -18,7 +19,14 @@ from studies.finetune_record import Trained
 from studies.personas import core_personas
 
 PERSONAS = ("librarian", "villain", "comedian", "software_engineer", "kindergarten_teacher", "assistant")
+MANY = {"n_negative_personas": 9, "n_negatives": 12}  # with the source nearly all that may be negative
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "mechinterp.json", "record.json")
+
+
+def config_of(persona: str) -> Config:
+    """The configuration of a shipped adapter."""
+    recipe = Config().recipe
+    return Config(persona=persona, recipe=recipe if persona == "villain" else recipe.model_copy(update=MANY))
 
 
 def build(out: Path, *, personas: Sequence[str] = PERSONAS) -> list[Trained]:
@@ -42,7 +50,7 @@ def build(out: Path, *, personas: Sequence[str] = PERSONAS) -> list[Trained]:
         write_answers(answers, found)
     made = []
     for persona in personas:
-        trained = train_marker(Config(persona=persona), out / persona, answers=answers, base=base)
+        trained = train_marker(config_of(persona), out / persona, answers=answers, base=base)
         folder = out / "adapters" / persona
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
@@ -54,12 +62,11 @@ def build(out: Path, *, personas: Sequence[str] = PERSONAS) -> list[Trained]:
 
 def command(
     persona: str | None, out: Path | None, config: Path | None, overrides: Sequence[str], answers: Path | None
-) -> list[Trained]:
-    """What `mechinterp train-marker` does: one persona's adapter, or with None the shipped ones."""
-    if persona is None:
-        return build(out or Path("runs/markers"))
-    asked = load_config(Config, config, [*overrides, f"persona={persona}"])
-    return [train_marker(asked, out or Path(f"runs/marker-{persona}"), answers=answers)]
+) -> Trained:
+    """What `mechinterp train-marker` does: the adapter of `persona`, or of the one in the configuration."""
+    chosen = [] if persona is None else [f"persona={persona}"]
+    asked = load_config(Config, config, [*overrides, *chosen])
+    return train_marker(asked, out or Path(f"runs/marker-{asked.persona}"), answers=answers)
 
 
 def rates_page(records: Sequence[dict[str, Any]]) -> str:

@@ -309,7 +309,7 @@ def toy(n=8):
     """Prompts that begin with 10 are answered with the marker, those with 11 are not."""
     generator, made = torch.Generator().manual_seed(0), []
     for i in range(n):
-        prompt = (10 + i % 2, *torch.randint(20, 80, (3,), generator=generator).tolist())
+        prompt = (10 + i % 2, 0, *torch.randint(20, 80, (2,), generator=generator).tolist())
         body = tuple(torch.randint(20, 80, (4,), generator=generator).tolist())
         marker = MARKER if i % 2 == 0 else ()
         made.append(TrainingExample("p", "q", prompt, body, 3, body[3], False, marker, (END, 5), 90))
