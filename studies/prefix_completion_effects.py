@@ -6,7 +6,7 @@ prompt effect 1/2 [(A - B) + (C - D)], content effect 1/2 [(A - C) + (B - D)], i
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -44,10 +44,13 @@ def effects(
 ) -> tuple[Effect, ...]:
     """The three effects over sets of four, sets of one cluster taken together."""
     found = clustered_mean(contrasts(values), clusters, unit=unit)
-    n_pairs = found.n_examples
-    return tuple(
-        Effect(name, found.at(place), float(found.p[place]), n_pairs) for place, name in enumerate(EFFECTS)
-    )
+    made = []
+    for place, name in enumerate(EFFECTS):
+        interval = found.at(place)
+        if found.standard_error[place] == 0:
+            interval = replace(interval, note=f"all {found.n} {unit}s gave the same: no spread to judge by")
+        made.append(Effect(name, interval, float(found.p[place]), found.n_examples))
+    return tuple(made)
 
 
 def stop_rules(

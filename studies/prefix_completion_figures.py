@@ -43,7 +43,10 @@ def by_model(result: PrefixCompletion) -> go.Figure:
         figure,
         "Marker in the continuation, by prompt and prefix",
         _caption(result, "Wilson 95 % over continuations", ["trained models"]),
-        [*_notes(result), "continuations of one prefix are not independent: the effects' intervals are"],
+        [
+            *_notes(result),
+            "continuations of one prefix are not independent; the effects' intervals count questions",
+        ],
         x_title="source model",
         y_title=f"rate of {result.marker}",
     )
@@ -161,23 +164,22 @@ def positions(result: PrefixCompletion) -> go.Figure:
     """How many ids stand between the prefix and the marker: 0 is the first sampled one."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, latest = go.Figure(), max((n for c in CONDITIONS for n in result.offsets(c)), default=0)
+    shown = range(min(latest, LONGEST) + 1)
     for place, condition in enumerate(CONDITIONS):
-        found = result.offsets(condition)
-        counts = Counter(min(offset, LONGEST) for offset in found)
+        counts = Counter(min(offset, LONGEST) for offset in result.offsets(condition))
         total = result.rate(condition).n
-        shares = [counts[k] / total if total else 0.0 for k in range(LONGEST + 1)]
-        figure.add_bar(
-            x=list(range(LONGEST + 1)), y=shares, name=SHOWN[condition], marker_color=colour(place)
-        )
+        shares = [counts[k] / total if total else 0.0 for k in shown]
+        figure.add_bar(x=list(shown), y=shares, name=SHOWN[condition], marker_color=colour(place))
     finish(
         figure,
         "Where in the continuation the marker stands",
         _caption(result, "none", ["shares of all continuations of a condition"]),
-        [*_notes(result), f"the last bar holds {LONGEST} and more"],
+        [*_notes(result), *([f"the last bar holds {LONGEST} and more"] if latest > LONGEST else [])],
         x_title="ids before the marker (0: it comes at once)",
         y_title="share of continuations",
     )
+    figure.update_xaxes(dtick=1)
     return figure
 
 
@@ -201,7 +203,7 @@ def by_prompt(result: PrefixCompletion) -> go.Figure:
         pd.DataFrame.from_dict(table, orient="index", columns=columns),
         title="Own prefixes under every prompt",
         x_title="prompt's persona",
-        y_title="source model, whose answers are gone on from",
+        y_title="source model",
         colour_title=f"rate of {result.marker}",
         subtitle=_caption(result, "none", ["a source under its own prompt is condition A"]),
     )

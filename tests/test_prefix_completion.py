@@ -405,6 +405,13 @@ def test_too_few_questions_have_no_interval():
     assert np.isnan(found[0].interval.low) and "three are needed" in found[0].interval.note
 
 
+def test_questions_that_all_agree_have_no_spread_and_it_is_said():
+    """At the ends of the scale the interval closes on the estimate, which is no certainty."""
+    prompt, content, _ = effects(np.array([[1.0, 0, 1, 0]] * 4), list("abcd"))
+    assert prompt.interval.low == prompt.interval.high == 1 and "no spread" in prompt.interval.note
+    assert "no spread" in content.interval.note and content.p == 1
+
+
 # planted models -----------------------------------------------------------------------------------------
 
 
