@@ -33,7 +33,7 @@ class Activations:
     """
 
     tokens: Int[Tensor, "batch position"]
-    logits: Float[Tensor, "batch position d_vocab"] | None
+    logits: Float[Tensor, "batch k d_vocab"] | None
     values: dict[Site, Tensor]
     state: State | None
     applied: tuple[int, ...] = ()

@@ -65,8 +65,8 @@ def answer(result: ForceFeed) -> str:
     table = result.to_dataframe()
     by_text = table.groupby("text").contrast.agg(lambda c: c.max() - c.min())
     by_reader = table.groupby("reader").contrast.agg(lambda c: c.max() - c.min())
-    others = table[~table.own & table.get("minus_author_p", pd.Series(dtype=float)).notna()]
-    moved = int((others.minus_author_p < 0.05).sum()) if len(others) else 0
+    others = table[~table.own].dropna(subset=["minus_author_p"])
+    moved = int((others["minus_author_p"] < 0.05).sum())
     texts, readers = (three_digits(float(spread.mean())) for spread in (by_text, by_reader))
     return (
         f"On one text the readers' mean contrasts lie {texts} apart on average; for one reader the texts lie"

@@ -78,6 +78,7 @@ class ForceFeed(Result):
                 "high": found.high[0],
                 "n_questions": found.n,
                 "n_examples": found.n_examples,
+                "minus_author_p": float("nan"),  # where the author did not read the text
             }
             if paired is not None:
                 tested = clustered_mean(paired.mean(1, keepdims=True), one.read.questions, unit=UNIT)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -127,7 +128,7 @@ def replicates_in(
     return Gate(name, "ours", "pass" if found.low[0] > 0 else "fail", reason, finite(value), 0.0)
 
 
-def replicated_over(estimates: Mapping[Hashable, float], *, axis: str = "training seeds") -> Gate:
+def replicated_over(estimates: Mapping[Any, float], *, axis: str = "training seeds") -> Gate:
     """'Replicated' needs the same sign in every seed; `axis` names what was repeated, such as split halves.
 
     The value is the estimate nearest to zero, with its sign. Signs alone agree by chance in 2 of 2^n.

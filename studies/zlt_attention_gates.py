@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mechinterp.stats.bootstrap import complete_rows
 from studies.attention_readout import Readout
 from studies.gates import (
     Gate,
@@ -186,7 +187,7 @@ def _ruled_out(
 
 def _heads(read: Readout, row: Query, questions: tuple[str, ...]) -> list[Gate]:
     contrast = read.head_delta(row, "random_earlier").double().numpy()
-    whole = np.isfinite(contrast).all((1, 2))
+    whole = complete_rows(contrast)
     labels = [q for q, keep in zip(questions, whole, strict=True) if keep]
     if whole.sum() < 6 or len(set(labels)) < 2:
         return [

@@ -272,7 +272,7 @@ def test_a_separator_is_put_behind_answers_without_marker_only(model):
 def test_text_prefixes_are_refused(folder, model):
     with pytest.raises(ValueError, match="lose the white space .* allow_text_prefix"):
         asking(folder, prefixes="text")
-    with pytest.raises(TypeError, match="a sequence of ids, not str"):
+    with pytest.raises(TypeError, match="prefix"):
         behind((1, 2), "a prefix")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="'ids' only|\"ids\" only"):
         asking(folder, prefixes="text", allow_text_prefix=True, ending="separator")
