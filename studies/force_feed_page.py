@@ -65,8 +65,9 @@ def answer(result: ForceFeed) -> str:
     table = result.to_dataframe()
     by_text = table.groupby("text").contrast.agg(lambda c: c.max() - c.min())
     by_reader = table.groupby("reader").contrast.agg(lambda c: c.max() - c.min())
-    others = table[~table.own].dropna(subset=["minus_author_p"])
-    moved = int((others["minus_author_p"] < 0.05).sum())
+    found = zip(table["own"].tolist(), table["minus_author_p"].tolist(), strict=True)
+    others = [p for own, p in found if not own and p == p]
+    moved = sum(p < 0.05 for p in others)
     texts, readers = (three_digits(float(spread.mean())) for spread in (by_text, by_reader))
     return (
         f"On one text the readers' mean contrasts lie {texts} apart on average; for one reader the texts lie"
