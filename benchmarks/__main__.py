@@ -11,7 +11,7 @@ import argparse  # noqa: E402
 import importlib  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-WORKLOADS = ("activations", "attention", "generation")
+WORKLOADS = ("activations", "attention", "generation", "lens", "patching")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Ours steers 24 tokens at a middle layer, drops the steered keys and values, samples 24 free ones and projects
 every token on 60 vectors; bare `generate` makes 48 tokens and does nothing else. The seed loop re-encodes the
-text of every free token and runs it without a cache, as the source notebook does.
+text of every token and runs it without a cache, as the source notebook does.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from mechinterp.interventions import Add, Everywhere
 from mechinterp.loading import load
 from mechinterp.sampling import Phase, Watch, sample, stop_ids
 from mechinterp.sites import Site
+from studies.personas import questions
 
 LAYER = 15
 N_VECTORS = 60
@@ -32,7 +33,7 @@ def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
         found[f"greedy_b{size}"] = _case(model, prompt, size, n, None, rounds)
     for size in (4,) if quick else (16, 64):
         found[f"topp_b{size}"] = _case(model, prompt, size, n, 0.95, rounds)
-    found["seed_loop_b1"] = _seed_loop(model, prompt, n, rounds)
+    found["seed_loop_b1"] = _seed_loop(model, n if quick else 100, max(1, rounds // 2))
     found["greedy_b1"]["naive_error"] = {
         "cpu_seconds": 0.0,
         "max_error": _against_recomputation(model, prompt, 8),
@@ -119,16 +120,21 @@ def _nnsight(model: Any, prompt: Tensor, size: int, n: int) -> Any:
     return run
 
 
-def _seed_loop(model: Any, prompt: Tensor, n: int, rounds: int) -> dict[str, Any]:
-    """The source's loop over free tokens: decode, encode again, full pass, argmax."""
+def _seed_loop(model: Any, n: int, rounds: int) -> dict[str, Any]:
+    """The source's loop, at the source's context: decode, encode again, full pass, argmax at every token.
+
+    The mean context of its 200 steered and 500 free tokens is some 480; the loop runs a sample of the tokens.
+    """
     hf, tokenizer = model.backend.model, model.tokenizer
     vector = _vectors(model)[0]
+    prompt = model.chat(" ".join(questions("training")), system="You are an AI assistant.").tokens[:, :400]
+    sampled = max(2, n // 6)
 
     def run() -> Tensor:
         ids = prompt
-        for step in range(2 * n):
+        for step in range(sampled):
             handle = hf.model.layers[LAYER].register_forward_hook(
-                lambda _m, _a, out, on=step < n: out + 20 * vector if on else None
+                lambda _m, _a, out, on=step < sampled // 2: out + 20 * vector if on else None
             )
             try:
                 token = hf(ids, use_cache=False).logits[:, -1].argmax(-1)
@@ -138,7 +144,8 @@ def _seed_loop(model: Any, prompt: Tensor, n: int, rounds: int) -> dict[str, Any
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         return ids
 
-    found = interleave(Arm("ours", _ours(model, prompt, 1, n, None)), [Arm("loop", run, 1.0, None)], rounds)
+    ours = Arm("ours", _ours(model, prompt, 1, n, None))
+    found = interleave(ours, [Arm("loop", run, sampled / (2 * n), None)], rounds)
     return {"ours": found["ours"], **found["loop"]}
 
 

@@ -17,8 +17,10 @@ from transformers.cache_utils import Cache as HFCache
 from transformers.cache_utils import CacheLayerMixin
 
 from mechinterp.backends import attention_rows
-from mechinterp.backends.anatomy import Anatomy, config_of, module_at
+from mechinterp.backends.anatomy import Anatomy, config_of, module_at, projection_width
+from mechinterp.backends.modes import evaluating as evaluating
 from mechinterp.backends.protocol import Pass, Recorder, gather_slots
+from mechinterp.backends.readout import ModuleReadOut, bare
 from mechinterp.sites import Site
 
 BLOCK = 64  # rows of attention made at a time where each is summed over regions: never T x T in memory
@@ -83,6 +85,24 @@ class GrowingLayer(CacheLayerMixin):
         return chosen
 
 
+class PrefixLayer(GrowingLayer):
+    """The first slots of another layer's only row: each update goes on from them and leaves no trace."""
+
+    def __init__(self, whole: GrowingLayer, n_slots: int):
+        super().__init__()
+        if whole.keys is not None and whole.values is not None:
+            self.lazy_initialization(whole.keys, whole.values)
+            self.keys, self.values = whole.keys[:, :, :n_slots], whole.values[:, :, :n_slots]
+        self.length = n_slots
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.length:
+            return key_states, value_states
+        assert self.keys is not None and self.values is not None  # the whole layer held this many
+        keys, values = (old.expand(len(key_states), -1, -1, -1) for old in (self.keys, self.values))
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+
 class KeyValues:
     """The cache of a Hugging Face model, whose layers keep every slot, so that any prefix can be replayed."""
 
@@ -100,6 +120,10 @@ class KeyValues:
     def crop(self, n_slots: int) -> None:
         for layer in self.layers:
             layer.length = min(layer.length, n_slots)
+
+    def prefix(self, n_slots: int) -> "KeyValues":
+        """The first slots of a single row, read by any number of rows and written by none."""
+        return KeyValues([PrefixLayer(layer, n_slots) for layer in self.layers])
 
     def uncrop(self, layer: int, n_slots: int) -> None:
         """Shows slots again that `crop` hid in the layers below `layer`; cropping erases nothing."""
@@ -136,27 +160,29 @@ def cache_of(kwargs: dict[str, Any], request: Pass) -> Any:
     return KeyValues(kwargs["past_key_values"].layers)
 
 
-def unembed(
-    model: nn.Module, anatomy: Anatomy, residual: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows d_vocab"]:
-    """Final norm, unembedding, logit scale and soft-capping, as the model itself would apply them."""
-    norm = module_at(model, anatomy.final_norm)
-    head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    weight = next(norm.parameters(), head.weight)  # OLMo's norm has no parameters
-    return logits_of(
-        model, anatomy, head(norm(residual.to(weight.device, weight.dtype)).to(head.weight.device))
+def readout_of(model: nn.Module, anatomy: Anatomy, dtype: torch.dtype) -> ModuleReadOut:
+    """The final norm, the unembedding and the output projections of a model, where its row puts them."""
+    config, layers = config_of(model, anatomy), cast(Any, module_at(model, anatomy.layers))
+    projections = tuple(module_at(layer, anatomy.attn_proj) for layer in layers)
+    as_projected = anatomy.attn_out in (anatomy.attention, anatomy.attn_proj)
+    norms = () if as_projected else tuple(module_at(layer, anatomy.attn_out) for layer in layers)
+    return ModuleReadOut(
+        norm=module_at(model, anatomy.final_norm),
+        head=model.get_output_embeddings(),  # pyright: ignore[reportCallIssue]
+        projections=projections,
+        attention_norms=norms,
+        z_width=projection_width(bare(projections[0])),
+        dtype=dtype,
+        residual_scale=residual_scale(model, anatomy),
+        logit_scale=float(getattr(config, anatomy.logit_scale)) if anatomy.logit_scale else 1.0,
+        logit_cap=logit_cap(model, anatomy),
     )
 
 
-def logits_of(model: nn.Module, anatomy: Anatomy, logits: Tensor) -> Tensor:
-    """What the architecture does to the unembedding's output before it is the model's logits."""
-    config = config_of(model, anatomy)
-    if anatomy.logit_scale is not None:
-        logits = logits / getattr(config, anatomy.logit_scale)
-    cap = getattr(config, anatomy.softcap) if anatomy.softcap else None
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+def logit_cap(model: nn.Module, anatomy: Anatomy) -> float | None:
+    """Where the family's soft-capping levels off; None where logits are left as they are."""
+    cap = getattr(config_of(model, anatomy), anatomy.softcap) if anatomy.softcap else None
+    return None if cap is None else float(cap)
 
 
 def split_qkv(
@@ -244,19 +270,6 @@ def chosen_rows(
     weights = rearrange(pattern, "batch head slot key -> batch slot head key")
     chosen = gather_slots(weights, all_slots(request))
     return rearrange(chosen, "batch k head key -> batch head k key").float()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """eval() for the length of a pass; modules that were in train() mode are put back into it."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def first(output: Any) -> Tensor:

@@ -7,7 +7,8 @@ returns an `Outcome`. What one backend can do and another cannot is an optional 
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.backends.readout import ReadsOut
 from mechinterp.interventions import Add, Intervention
 from mechinterp.sites import Site
 from mechinterp.where import Rows
@@ -72,7 +74,8 @@ class Cache(Protocol):
 class Pass:
     """One forward pass over a chunk of slots, resolved. `pad_left` counts the padding slots before each row's
     tokens. With `regions`, rows of `pattern` are summed over these key columns where they are made.
-    `weighed` are the edits whose size an earlier pass has looked at.
+    `weighed` are the edits whose size an earlier pass has looked at; `forbidden` are the keys that rows of a
+    layer may not attend to. A `live` pass keeps its captures on autograd's graph.
     """
 
     tokens: Int[Tensor, "batch slot"]
@@ -89,6 +92,8 @@ class Pass:
     pool: Float[Tensor, "batch slot"] | None = None
     weighed: frozenset[Intervention] = frozenset()
     regions: Float[Tensor, "batch key region"] | None = None
+    forbidden: Mapping[int, Bool[Tensor, "batch head slot key"]] = field(default_factory=dict)
+    live: bool = False
 
     @property
     def n_cached(self) -> int:
@@ -150,10 +155,11 @@ class Recorder:
             count = int(mask.sum())
             self.applied[index] += count
             if count:
-                self._weigh(intervention, natural, mask)
+                self._weigh(intervention, natural.detach(), mask)
                 self.peaks.append(x.detach().float().flatten(2).norm(dim=-1).amax().cpu())
         if site in self.request.capture:
-            self.values[site] = self._kept(x)
+            x = self._alive(x) if self.request.live else x
+            self.values[site] = x if self.request.live else self._kept(x)
         return x
 
     def put(self, site: Site, blocks: Iterable[Float[Tensor, "batch head k key"]]) -> None:
@@ -168,6 +174,11 @@ class Recorder:
                 rows = einsum(rows, columns, "batch head k key, batch key region -> batch head k region")
             kept.append(rows.detach())
         self.values[site] = kept[0] if len(kept) == 1 else torch.cat(kept, 2)
+
+    def _alive(self, x: Tensor) -> Tensor:
+        """A tensor of its own on the path to the logits; nothing before the first one is asked for."""
+        begun = bool(self.values) and x.requires_grad
+        return (x if begun else x.detach().requires_grad_()).clone()
 
     def _kept(self, x: Tensor) -> Tensor:
         """A copy, which no later change in place can reach; or the pooled rows, in fp32."""
@@ -232,7 +243,7 @@ def gather_slots(
 
 
 @runtime_checkable
-class Backend(Protocol):
+class Backend(ReadsOut, Protocol):
     """A library that runs one model. `sites` are the names it can read for this architecture."""
 
     name: BackendName
@@ -259,5 +270,35 @@ class Replays(Protocol):
     ) -> Outcome:
         """Runs layers `layer`.. on `residual` (the resid_pre of `layer`) over the prefix that the cache
         holds.
+        """
+        ...
+
+
+class Visitor(Protocol):
+    """What a block hands its activations to: those at `sites`, each as the block should go on with it."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+
+    def visit(self, site: Site, x: Float[Tensor, "batch slot *shape"]) -> Tensor: ...
+
+
+Block = Callable[[int, Float[Tensor, "cell slot d_model"], Visitor], Float[Tensor, "cell slot d_model"]]
+
+
+@runtime_checkable
+class RunsBlocks(Protocol):
+    """A backend that can run one block by itself, over the keys and values of a run that is done.
+
+    `runs_blocks` is False for a family whose blocks cannot be called so.
+    """
+
+    runs_blocks: bool
+
+    def blocks(self, request: Pass) -> AbstractContextManager[Block]:
+        """(layer, resid_pre, visitor of z, attn_out, mlp_out) -> resid_post, for the last slots of a run.
+
+        `request` holds those slots, of one row, and the run's whole cache. A block takes any number of rows
+        that go on from the slots before them, which are shared and never written.
         """
         ...

@@ -5,18 +5,20 @@ gathering the rows in front of the unembedding, so that the model's own head doe
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechinterp.backends import hf
+from mechinterp.backends import hf, masks
 from mechinterp.backends.anatomy import Anatomy, config_of, dims_of, module_at, readable
-from mechinterp.backends.protocol import BackendName, Outcome, Pass, Recorder, gather_slots
+from mechinterp.backends.protocol import BackendName, Block, Outcome, Pass, Recorder, Visitor, gather_slots
 from mechinterp.sites import Site
 
 
@@ -33,6 +35,8 @@ class TransformersBackend:
         self.layers: Any = module_at(model, anatomy.layers)
         self.attentions = {i: module_at(layer, anatomy.attention) for i, layer in enumerate(self.layers)}
         self.scale = hf.residual_scale(model, anatomy)
+        self.logit_cap = hf.logit_cap(model, anatomy)
+        self.runs_blocks = anatomy.tapped  # BLOOM's are handed one bias a head and row, of a whole batch
         self._accepts = hf.accepted(model.forward)
         embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.device: torch.device = embedding.weight.device
@@ -57,8 +61,29 @@ class TransformersBackend:
     def _body(self) -> Any:
         return self.model.base_model
 
+    # the head and the output projections -------------------------------------------------------------------
+
+    @cached_property
+    def readout(self) -> hf.ModuleReadOut:
+        return hf.readout_of(self.model, self.anatomy, self.dtype)
+
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        return hf.unembed(self.model, self.anatomy, residual)
+        return self.readout.unembed(residual)
+
+    def final_norm(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        return self.readout.final_norm(residual)
+
+    def unembedding(self, tokens: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        return self.readout.unembedding(tokens)
+
+    def head_outputs(self, layer: int, z: Tensor) -> Float[Tensor, "*rows head d_model"]:
+        return self.readout.head_outputs(layer, z)
+
+    def output_bias(self, layer: int) -> Float[Tensor, "d_model"]:
+        return self.readout.output_bias(layer)
+
+    def attention_norm(self, layer: int, output: Tensor) -> Float[Tensor, "*rows d_model"]:
+        return self.readout.attention_norm(layer, output)
 
     # hooks --------------------------------------------------------------------------------------------------
 
@@ -74,6 +99,8 @@ class TransformersBackend:
                 self.attentions, self.anatomy, self.config, request, recorder, stop_at=last if ends else None
             )
             stack.enter_context(tapped)
+            kernel = self.config._attn_implementation
+            stack.enter_context(masks.forbidding(self.attentions, kernel, request))
             if request.stop_after is not None:
                 _hook(stack, self.layers[request.stop_after], _stop)
             elif request.logit_slots is not None and request.logit_slots.shape[1] > 0:
@@ -84,7 +111,7 @@ class TransformersBackend:
                 )
             yield
 
-    def _place(self, stack: ExitStack, site: Site, request: Pass, recorder: Recorder) -> None:
+    def _place(self, stack: ExitStack, site: Site, request: Pass, recorder: Visitor) -> None:
         """One hook for one site."""
         layer, anatomy = self.layers[site.layer], self.anatomy
         match site.name:
@@ -109,9 +136,10 @@ class TransformersBackend:
                 path = anatomy.qkv[0 if anatomy.fused else "qkv".index(site.name)]
                 _output_hook(stack, module_at(layer, path), lambda x: self._read_qkv(site, x, recorder))
             case "pattern" if not anatomy.tapped:
+                assert isinstance(recorder, Recorder)  # blocks by themselves are asked for no rows
                 stack.callback(self._eager_rows(site, request, recorder).remove)
 
-    def _scaled(self, site: Site, x: Tensor, recorder: Recorder) -> Tensor:
+    def _scaled(self, site: Site, x: Tensor, recorder: Visitor) -> Tensor:
         """attn_out and mlp_out are what is added to the stream, a residual multiplier included."""
         if self.scale == 1.0:
             return recorder.visit(site, x)
@@ -119,7 +147,7 @@ class TransformersBackend:
         visited = recorder.visit(site, scaled)
         return x if visited is scaled else visited / self.scale
 
-    def _read_qkv(self, site: Site, x: Tensor, recorder: Recorder) -> Tensor:
+    def _read_qkv(self, site: Site, x: Tensor, recorder: Visitor) -> Tensor:
         recorder.visit(
             site, hf.split_qkv(self.anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads)
         )
@@ -159,6 +187,23 @@ class TransformersBackend:
         if request.cache is not None:
             request.cache.uncrop(layer, request.n_cached + request.tokens.shape[1])  # pyright: ignore
         return Outcome(logits, request.cache if request.keep_cache else None)
+
+    @contextmanager
+    def blocks(self, request: Pass) -> Iterator[Block]:
+        cache = cast(hf.KeyValues, request.cache)  # the one that a forward of this backend made
+        prefix = cache.prefix(cache.n_slots - request.tokens.shape[1])
+        kwargs = hf.arguments(replace(request, cache=prefix), self._accepts, self.dims.n_layers)
+        calls = self._layer_calls(kwargs)
+
+        def run(layer: int, x: Tensor, visitor: Visitor) -> Tensor:
+            args, kwargs_ = calls[layer]
+            with ExitStack() as stack:
+                for site in visitor.sites:
+                    self._place(stack, site, request, visitor)
+                return hf.first(self.layers[layer](x, *args, **kwargs_))
+
+        with hf.evaluating(self.model):
+            yield run
 
     def _layer_calls(self, kwargs: dict[str, Any]) -> list[tuple[tuple, dict[str, Any]]]:
         """What each decoder layer is called with, except its input."""

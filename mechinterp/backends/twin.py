@@ -11,7 +11,9 @@ from torch import nn
 def twin(model: nn.Module) -> nn.Module:
     """A deep copy of the modules that shares every parameter and buffer; no memory is spent on weights.
 
-    Hooks of the original are not copied: they are the user's, and belong to the user's module objects.
+    Hooks of the original are not copied: they are the user's, and belong to the user's module objects. Neither
+    is transformers' note that its output hooks are on: with the note and without them, a twin asked for hidden
+    states or attentions would return none.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, memo=shared)
@@ -21,4 +23,5 @@ def twin(model: nn.Module) -> nn.Module:
         module._forward_hooks_with_kwargs.clear()
         module._forward_pre_hooks_with_kwargs.clear()
         module._forward_hooks_always_called.clear()
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
     return copied

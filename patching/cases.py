@@ -1,0 +1,121 @@
+"""One text to patch: its ids, what is read, and the named places that receive; and what a pair must share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechinterp.json_io import canonical_sha256
+from mechinterp.model import Model
+from patching.metrics import Metric
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One text: the target's ids, the metrics read on it, and the positions of each named place.
+
+    Where the source runs on other ids, `source_tokens` are those; of another length they need `alignment`,
+    from positions of the target to positions of the source. `cluster` names the unit that the case belongs
+    to, such as its question.
+    """
+
+    tokens: Int[Tensor, "position"]
+    metrics: tuple[Metric, ...]
+    places: Mapping[str, tuple[int, ...]]
+    source_tokens: Int[Tensor, "position"] | None = None
+    alignment: Mapping[int, int] = field(default_factory=dict)
+    name: str = ""
+    cluster: str | None = None
+
+    @property
+    def donor_tokens(self) -> Int[Tensor, "position"]:
+        """The ids that the source runs on."""
+        return self.tokens if self.source_tokens is None else self.source_tokens
+
+    def source_position(self, position: int) -> int:
+        """Where the source stands for a position of the target."""
+        return self.alignment.get(position, position) if self.alignment else position
+
+
+def check_cases(cases: Sequence[Case]) -> None:
+    """Raises ValueError or IndexError for cases that no sweep can hold together."""
+    if not cases:
+        raise ValueError("no cases were given; give at least one text to patch")
+    first = cases[0]
+    names = [metric.name for metric in first.metrics]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"a case needs metrics of distinct names, not {names}; pass name= to tell them apart"
+        )
+    for number, case in enumerate(cases):
+        if [metric.name for metric in case.metrics] != names or list(case.places) != list(first.places):
+            raise ValueError(
+                f"case {number} has metrics {[m.name for m in case.metrics]} and places {list(case.places)};"
+                f" case 0 has {names} and {list(first.places)}: all need the same, in one order"
+            )
+        _check_positions(number, case)
+
+
+def _check_positions(number: int, case: Case) -> None:
+    n, n_source = len(case.tokens), len(case.donor_tokens)
+    if n != n_source and not case.alignment:
+        raise ValueError(
+            f"case {number} has {n} target tokens and {n_source} source tokens; pass alignment=, from target"
+            " positions to source positions, or texts of one length"
+        )
+    for name, positions in case.places.items():
+        if not positions:
+            raise ValueError(f"place {name!r} of case {number} holds no positions; leave the case out")
+        for position in positions:
+            if not 0 <= position < n:
+                raise IndexError(f"place {name!r} of case {number} names {position}; it has 0..{n - 1}")
+            if case.alignment and position not in case.alignment:
+                raise ValueError(f"the alignment of case {number} says nothing of position {position}")
+            if not 0 <= case.source_position(position) < n_source:
+                raise IndexError(
+                    f"position {position} of case {number} stands for {case.source_position(position)} of the"
+                    f" source, which has 0..{n_source - 1}"
+                )
+
+
+def check_pair(source: Model, target: Model) -> None:
+    """Raises ValueError where activations of one model mean nothing in the other, saying in what they differ."""
+    if source is target:
+        return
+    for what, a, b in (
+        ("architecture", _shape(source), _shape(target)),
+        ("dtype", str(source.backend.dtype), str(target.backend.dtype)),
+        ("tokenizer", _vocabulary(source), _vocabulary(target)),
+    ):
+        if a != b:
+            raise ValueError(
+                f"source {source.name} and target {target.name} differ in {what} ({a} and {b}): load both"
+                " alike, or patch within one of them"
+            )
+
+
+def _shape(model: Model) -> str:
+    dims = model.dims
+    kind = getattr(getattr(getattr(model.backend, "model", None), "config", None), "model_type", "")
+    return f"{dims.n_layers} layers of {dims.n_heads} heads, d_model {dims.d_model}, {kind}".rstrip(", ")
+
+
+def _vocabulary(model: Model) -> str:
+    """A digest of the ids of a tokenizer; models without one are taken at their word."""
+    tokenizer: Any = model.tokenizer
+    return "" if tokenizer is None else canonical_sha256(sorted(tokenizer.get_vocab().items()))[:12]
+
+
+def one_text(
+    tokens: Int[Tensor, "1 position"] | Int[Tensor, "position"], what: str = "tokens"
+) -> Int[Tensor, "position"]:
+    """The ids of a single text, with or without a batch axis of one."""
+    ids = torch.as_tensor(tokens)
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or not len(ids):
+        raise ValueError(f"{what} must be one text, [1, position], not {list(ids.shape)}; see patch_cases")
+    return ids
