@@ -15,7 +15,6 @@ from torch import Tensor
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
 from mechinterp.loading import load
-from mechinterp.sites import Site
 from patching.cases import Case
 from patching.components import patch_heads
 from patching.donors import FromRun

@@ -82,7 +82,7 @@ def _check_positions(number: int, case: Case) -> None:
 
 
 def check_pair(source: Model, target: Model) -> None:
-    """Raises ValueError where activations of one model mean nothing in the other, saying in what they differ."""
+    """Raises ValueError where activations of one model mean nothing in the other, and says why."""
     if source is target:
         return
     for what, a, b in (

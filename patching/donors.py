@@ -1,4 +1,4 @@
-"""What is put in place of a site's rows: another run's, none, a mean of rows; and placebos of the same size."""
+"""What is put in place of a site's rows: another run's, none, a mean of rows; placebos of the same size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

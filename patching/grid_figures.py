@@ -36,7 +36,9 @@ def maps(grid: PatchGrid, of: Quantity, metric: str | None) -> "go.Figure":
                 hoverongaps=False, showscale=place == 0,
                 customdata=[[f"layer {row}, {column}" for column in columns] for row in rows],
                 hovertemplate="%{customdata}<br>%{z:.4g}<extra></extra>",
-                colorbar={"title": {"text": label(_title(grid, of, metric)), "side": "right"}, "thickness": 14},
+                colorbar={
+                    "title": {"text": label(_title(grid, of, metric)), "side": "right"}, "thickness": 14,
+                },
             ), row=1, col=place + 1,
         )  # fmt: skip
     finish(
@@ -73,7 +75,8 @@ def profile(grid: PatchGrid, of: Quantity, metric: str | None) -> "go.Figure":
     if any(len(part) > 1 for part in grid.layers):
         raise ValueError("a profile runs over single layers; this grid patches sets of them, see figure()")
     return figures.per_layer(
-        pd.DataFrame(lines), "mean", by="column", low="low", high="high", subtitle=_subtitle(grid, mean.method),
+        pd.DataFrame(lines), "mean", by="column", low="low", high="high",
+        subtitle=_subtitle(grid, mean.method),
         title=f"{grid.site} patched into {grid.target}", y_title=_title(grid, of, metric),
     )  # fmt: skip
 

@@ -157,7 +157,7 @@ class _Columns:
 
 @contextmanager
 def _blocks(run: Untouched, start: int) -> Iterator[Block]:
-    """The blocks of the run's model over its first `start` slots, and nobody else's pass on them meanwhile."""
+    """The blocks of the run's model over its first `start` slots; no other pass runs on them meanwhile."""
     backend, state = run.model.backend, run.state
     assert isinstance(backend, RunsBlocks) and isinstance(state, State)  # `untouched` kept them
     tokens = run.tokens[:, start:].to(backend.device)

@@ -129,7 +129,7 @@ def grid_cells(case: Case, sets: Sequence[Sequence[int]], site: SiteName, rows: 
 def layer_sets(
     target: Model, layers: Sequence[int] | Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, ...], ...]:
-    """Layers that are patched together: each by itself where single ones are named, all of them by default."""
+    """Layers that are patched together: each by itself where single ones are named; all by default."""
     named = range(target.dims.n_layers) if layers is None else layers
     sets = tuple((one,) if isinstance(one, int) else tuple(one) for one in named)
     if not sets or not all(sets) or len(set(sets)) < len(sets):

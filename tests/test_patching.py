@@ -303,7 +303,7 @@ def test_models_of_another_build_or_dtype_are_refused(base):
         ({"nulls": ("zero",)}, ValueError, "nulls are"),
         ({"site": "resid_mid"}, ValueError, "cannot be patched"),
         ({"metric": ()}, ValueError, "distinct names"),
-        ({"metric": patching.log_prob(5, at=N), "positions": [0]}, IndexError, "positions 0..10"),
+        ({"metric": patching.log_prob(5, at=N), "positions": [0]}, IndexError, "are at 0..10"),
     ],
 )
 def test_what_cannot_be_patched_is_refused_in_words(base, options, error, said):

@@ -1,4 +1,4 @@
-"""Patched cells are full forwards with the same edits, on every architecture, and the fast way is no other."""
+"""Patched cells are full forwards with the same edits, on every architecture; the fast way is no other."""
 
 # pyright: reportArgumentType=false
 
@@ -179,7 +179,7 @@ def test_the_models_own_modules_are_as_before_even_after_an_error():
         (lambda m: patching.Edit(Site("resid_pre", 9), (0,), torch.zeros(1, 64)), IndexError, "layers 0..2"),
         (lambda m: patching.Edit(Site("q", 0), (0,), torch.zeros(1, 4, 16)), ValueError, "cannot be patched"),
         (lambda m: patching.Edit(Site("resid_pre", 0), (0,), torch.zeros(1, 63)), ValueError, "need"),
-        (lambda m: patching.Edit(Site("mlp_out", 0), (0,), torch.full((1, 64), torch.nan)), ValueError, "finite"),
+        (lambda m: patching.Edit(Site("mlp_out", 0), (0,), torch.ones(1, 64).log1p() / 0), ValueError, "finite"),
         (lambda m: patching.Edit(Site("z", 0), (0,), torch.zeros(1, 16), 4), ValueError, "heads 0..3"),
     ],
 )  # fmt: skip

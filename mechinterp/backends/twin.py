@@ -11,9 +11,9 @@ from torch import nn
 def twin(model: nn.Module) -> nn.Module:
     """A deep copy of the modules that shares every parameter and buffer; no memory is spent on weights.
 
-    Hooks of the original are not copied: they are the user's, and belong to the user's module objects. Neither
-    is transformers' note that its output hooks are on: with the note and without them, a twin asked for hidden
-    states or attentions would return none.
+    Hooks of the original are not copied: they are the user's, and belong to the user's module objects.
+    Neither is transformers' note that its output hooks are on: with the note and without the hooks, a twin
+    asked for hidden states or attentions would return none.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, memo=shared)
