@@ -16,6 +16,7 @@ _HOME = {
     "chat": ("Prompt", "insert_question", "plain", "render"),
     "segmentation": ("Segmentation",),
     "interventions": ("Add", "Apply", "Clamp", "ProjectOut", "Replace", "Rotate"),
+    "knockout": ("KnockOut",),
     "where": (
         "At", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion", "Newest",
         "Ramp",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from mechinterp.interventions import ProjectOut as ProjectOut
     from mechinterp.interventions import Replace as Replace
     from mechinterp.interventions import Rotate as Rotate
+    from mechinterp.knockout import KnockOut as KnockOut
     from mechinterp.loading import load as load
     from mechinterp.loading import with_adapter as with_adapter
     from mechinterp.loading import wrap as wrap

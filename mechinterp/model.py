@@ -18,6 +18,7 @@ from mechinterp.backends.turns import turn
 from mechinterp.chat import Prompt, plain, render
 from mechinterp.edit_checks import check
 from mechinterp.interventions import Intervention
+from mechinterp.knockout import Chunk, KnockOut, forbidden_keys
 from mechinterp.memory import refuse_what_cannot_fit
 from mechinterp.rows import check_positions, is_integer, layout, slots_at
 from mechinterp.sites import Site, as_index
@@ -92,17 +93,18 @@ class Model:
         lengths: Sequence[int] | None = None,
         cache: State | None = None,
         keep_cache: bool = False,
+        knockouts: Sequence[KnockOut] = (),
     ) -> Activations:
         """One pass over ids, exact and without gradients.
 
         tokens: [batch, position], right-padded where `lengths` are given; with `cache` they follow what it
         holds. positions, logits_at: absolute positions whose activations and logits are kept, the same in
         every row or [batch, k]; -1 is each row's last token; None is all; `logits_at=()` computes no logits.
-        stop_after: the last layer to run; no logits then. `cache` is used up by the pass. Raises TypeError,
-        ValueError or IndexError before any compute where the request cannot be met, and MemoryError where
-        what it keeps cannot fit.
+        stop_after: the last layer to run; no logits then. `cache` is used up by the pass. knockouts: rows that
+        may not attend to some keys, through the mask. Raises TypeError, ValueError or IndexError before any
+        compute where the request cannot be met, and MemoryError where what it keeps cannot fit.
         """
-        tokens = self._checked_tokens(tokens, cache)
+        tokens = self.checked_tokens(tokens, cache)
         interventions = tuple(interventions)
         capture = tuple(dict.fromkeys(capture))
         for site in capture:
@@ -114,6 +116,7 @@ class Model:
         rows, ends = layout(tokens, lengths, n_before, pad, None if cache is None else cache.prompt_lengths)
         check_positions(interventions, ends)
         offset = n_before - (torch.zeros_like(ends) if pad is None else pad)
+        chunk = Chunk(rows, ends, pad, n_before)
         request = Pass(
             tokens=tokens,
             rows=rows,
@@ -125,6 +128,7 @@ class Model:
             stop_after=None if stop_after is None else self._layer(stop_after),
             cache=None if cache is None else cache.cache,
             keep_cache=keep_cache or cache is not None,
+            forbidden=forbidden_keys(tuple(knockouts), self.dims, chunk, self.name, stop_after),
         )
         state_lengths = ends if cache is None else cache.prompt_lengths
         if request.keep_cache and bool((ends - offset < tokens.shape[1]).any()):
@@ -197,7 +201,8 @@ class Model:
         self.check_site(Site("resid_post", index))
         return index
 
-    def _checked_tokens(self, tokens: Tensor, cache: State | None) -> Int[Tensor, "batch position"]:
+    def checked_tokens(self, tokens: Tensor, cache: State | None) -> Int[Tensor, "batch position"]:
+        """The ids where the model is. Raises TypeError or ValueError for what is no batch of its ids."""
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not is_integer(tokens):
             what = (
                 f"{tokens.dtype} {tuple(tokens.shape)}"
