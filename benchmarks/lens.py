@@ -1,8 +1,8 @@
-"""W6: log-probability and rank of one token after every layer, at one row and at four, of a text of 100 tokens.
+"""W6: log-probability and rank of one token after every layer, at one row and at four of 100 tokens.
 
-Peers as their users write them: the norm and unembedding applied to whole layers, in an nnsight trace (the way
-of nnterp) and to the cache of a transformer-lens bridge, so T x V logits a layer. `bare_forward` is the
-model's body alone, with nothing read.
+Peers as their users write them: norm and unembedding of whole layers, in an nnsight trace (the way of nnterp)
+and on the cache of a transformer-lens bridge, so T x V logits a layer. `bare_forward` is the model's body
+alone, with nothing read.
 """
 
 from collections.abc import Callable
@@ -85,9 +85,10 @@ def _nnterp_style(model: Any, ids: Tensor, rows: list[int]) -> Callable[[], Tens
 def _transformer_lens(model: Any, ids: Tensor, rows: list[int]) -> Callable[[], Tensor]:
     from transformer_lens.model_bridge import TransformerBridge
 
+    hf = model.backend.model
     bridge: Any = TransformerBridge.boot_transformers(
-        "peer", hf_model=twin(model.backend.model), tokenizer=model.tokenizer, dtype=model.backend.dtype, device="cpu"
-    )  # fmt: skip
+        "peer", hf_model=twin(hf), tokenizer=model.tokenizer, dtype=model.backend.dtype, device="cpu"
+    )
 
     @torch.no_grad()
     def run() -> Tensor:
