@@ -86,5 +86,16 @@ def check_positions(interventions: Sequence[Intervention], ends: Int[Tensor, "ba
                 )
 
 
+def packed(lengths: Sequence[int], slots: int) -> list[list[int]]:
+    """Texts by number, those of like length together, in batches of at most `slots` padded tokens."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= slots:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
 def is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

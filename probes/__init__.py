@@ -20,6 +20,14 @@ _HOME = {
     "vector_formats": ("read_vectors",),
     "attention": ("AttentionFractions", "attention_fractions", "marker_rows"),
     "attention_batch": ("Fractions", "fractions_of"),
+    "direct": ("Attribution", "attribution", "attributions"),
+    "direct_pair": ("AttributionComparison", "compare_attributions"),
+    "direct_read": ("Contributions",),
+    "lens": ("LogitLens", "logit_lens"),
+    "lens_batch": ("lens_values",),
+    "lens_pair": ("LensComparison", "compare_lenses"),
+    "lens_read": ("LensValues",),
+    "translators": ("Translators", "load_translators", "read_tuned_lens", "save_translators"),
     "preflight": ("Preflight", "compare_with_eager"),
     "tallies": ("MarkerRates", "marker_rates"),
     "markers": ("Detection", "Occurrence", "detect", "find_marker"),
@@ -44,6 +52,18 @@ if TYPE_CHECKING:
     from probes.centering import centroids as centroids
     from probes.contrast import ContrastVectors as ContrastVectors
     from probes.contrast import contrast_vectors as contrast_vectors
+    from probes.direct import Attribution as Attribution
+    from probes.direct import attribution as attribution
+    from probes.direct import attributions as attributions
+    from probes.direct_pair import AttributionComparison as AttributionComparison
+    from probes.direct_pair import compare_attributions as compare_attributions
+    from probes.direct_read import Contributions as Contributions
+    from probes.lens import LogitLens as LogitLens
+    from probes.lens import logit_lens as logit_lens
+    from probes.lens_batch import lens_values as lens_values
+    from probes.lens_pair import LensComparison as LensComparison
+    from probes.lens_pair import compare_lenses as compare_lenses
+    from probes.lens_read import LensValues as LensValues
     from probes.markers import Detection as Detection
     from probes.markers import Occurrence as Occurrence
     from probes.markers import detect as detect
@@ -66,6 +86,10 @@ if TYPE_CHECKING:
     from probes.strength import calibrate as calibrate
     from probes.tallies import MarkerRates as MarkerRates
     from probes.tallies import marker_rates as marker_rates
+    from probes.translators import Translators as Translators
+    from probes.translators import load_translators as load_translators
+    from probes.translators import read_tuned_lens as read_tuned_lens
+    from probes.translators import save_translators as save_translators
     from probes.vector_formats import read_vectors as read_vectors
     from probes.vectors import Passport as Passport
     from probes.vectors import Vectors as Vectors

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechinterp.backends.protocol import Pass
 from mechinterp.model import Model
-from mechinterp.rows import layout
+from mechinterp.rows import layout, packed
 from mechinterp.segmentation import Segmentation
 from mechinterp.sites import as_index, sites
 
@@ -120,13 +120,7 @@ def _example(
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
     """Examples by number, those of like length together, in batches of at most SLOTS padded tokens."""
-    packed: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if packed and (len(packed[-1]) + 1) * lengths[i] <= SLOTS:
-            packed[-1].append(i)
-        else:
-            packed.append([i])
-    return packed
+    return packed(lengths, SLOTS)
 
 
 def _pass(
