@@ -4,18 +4,21 @@ Both are objects with `cfg`, named hook points and a forward. HookedTransformer 
 a second copy; the bridge rewrites the modules it is given, so it gets a twin. Nothing is folded or centred.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechinterp.backends import hf
+from mechinterp.backends import hf, masks
 from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of, dims_of, readable, windows_of
+from mechinterp.backends.hooked_cache import HookedKeyValues
 from mechinterp.backends.hooked_config import CONVERTERS, hooked_config
 from mechinterp.backends.protocol import BackendName, Dims, Outcome, Pass, Recorder, gather_slots
+from mechinterp.backends.readout import HookedReadOut, ModuleReadOut
 from mechinterp.backends.twin import twin
 from mechinterp.backends.verify import TOLERANCE
 from mechinterp.sites import NAMES, Site
@@ -40,28 +43,6 @@ class _Stop(Exception):
     """The last layer that was asked for is done."""
 
 
-class HookedKeyValues:
-    """HookedTransformer's own cache: keys before rotation, and the mask of every slot so far."""
-
-    def __init__(self, entries: Any):
-        self.entries = entries
-
-    @property
-    def n_slots(self) -> int:
-        return self.entries[0].past_keys.shape[1]
-
-    def select(self, rows: Int[Tensor, "row"]) -> "HookedKeyValues":
-        return self._each(lambda tensor: tensor[rows.to(tensor.device)])
-
-    def crop(self, n_slots: int) -> None:
-        self.entries = self._each(lambda tensor: tensor[:, :n_slots]).entries
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "HookedKeyValues":
-        whole = self.entries
-        entries = [type(e)(change(e.past_keys), change(e.past_values)) for e in whole.entries]
-        return HookedKeyValues(type(whole)(entries, change(whole.previous_attention_mask)))
-
-
 class LensBackend:
     """Runs a HookedTransformer (`anatomy` is None) or a TransformerBridge, called as its model is."""
 
@@ -75,6 +56,7 @@ class LensBackend:
         self.dtype: torch.dtype = model.cfg.dtype
         self._accepts = hf.accepted(type(model.original_model).forward) if anatomy else set()
         self.rotary = anatomy is not None and anatomy.rotary
+        self.logit_cap: float | None = self._cap()
         self.sites = _that_fire(self, sites)
 
     def forward(self, request: Pass, recorder: Recorder) -> Outcome:
@@ -87,7 +69,8 @@ class LensBackend:
                 (f"blocks.{s.layer}.{HOOKS[s.name]}", self._hook(s, request, recorder))
                 for s in recorder.sites
             ]
-            stack.enter_context(self.model.hooks(fwd_hooks=hooks))
+            hooks += masks.score_hooks(request, known="pattern" in self.sites)
+            stack.enter_context(self.model.hooks(fwd_hooks=hooks, bwd_hooks=self._routing(request)))
             if not request.wants_logits:
                 stack.callback(self.model.blocks[last].register_forward_hook(_stop).remove)
             elif request.logit_slots is not None:
@@ -101,6 +84,18 @@ class LensBackend:
             except _Stop:
                 logits = None
         return Outcome(logits, cache)
+
+    def _routing(self, request: Pass) -> list[tuple[str, Callable]]:
+        """Hooks that do nothing: a bridge with a residual multiplier shows copies of the outputs, and makes the
+        graph go through them only where it finds one.
+        """
+        scaled = request.live and self.anatomy is not None and self.anatomy.residual_scale is not None
+        names = ("attn_out", "mlp_out") if scaled else ()
+        return [
+            (f"blocks.{s.layer}.{HOOKS[s.name]}", lambda grad, hook: None)
+            for s in request.capture
+            if s.name in names
+        ]
 
     def _arguments(self, request: Pass) -> tuple[dict[str, Any], Any]:
         """What the model is called with besides the ids, and the cache to hand on."""
@@ -138,13 +133,36 @@ class LensBackend:
 
         return hook
 
+    # the head and the output projections ------------------------------------------------------------------
+
+    @cached_property
+    def readout(self) -> ModuleReadOut | HookedReadOut:
+        if self.anatomy is None:
+            return HookedReadOut(self.model)
+        return hf.readout_of(self.model.original_model, self.anatomy, self.dtype)
+
+    def _cap(self) -> float | None:
+        if self.anatomy is None:
+            return HookedReadOut(self.model).logit_cap
+        return hf.logit_cap(self.model.original_model, self.anatomy)
+
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        x = residual.to(self.device, self.dtype).reshape(1, -1, self.dims.d_model)
-        logits = self.model.unembed(self.model.ln_final(x))[0].reshape(*residual.shape[:-1], -1)
-        if self.anatomy is not None:
-            return hf.logits_of(self.model.original_model, self.anatomy, logits)
-        cap = self.model.cfg.output_logits_soft_cap
-        return torch.tanh(logits / cap) * cap if cap > 0 else logits
+        return self.readout.unembed(residual)
+
+    def final_norm(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        return self.readout.final_norm(residual)
+
+    def unembedding(self, tokens: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        return self.readout.unembedding(tokens)
+
+    def head_outputs(self, layer: int, z: Tensor) -> Float[Tensor, "*rows head d_model"]:
+        return self.readout.head_outputs(layer, z)
+
+    def output_bias(self, layer: int) -> Float[Tensor, "d_model"]:
+        return self.readout.output_bias(layer)
+
+    def attention_norm(self, layer: int, output: Tensor) -> Float[Tensor, "*rows d_model"]:
+        return self.readout.attention_norm(layer, output)
 
 
 def hooked_transformer(hf_model: nn.Module, anatomy: Anatomy) -> LensBackend:
