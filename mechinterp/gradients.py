@@ -24,8 +24,8 @@ Score = Callable[[Float[Tensor, "batch k d_vocab"]], Float[Tensor, ""]]
 class Gradients:
     """One pass: `values[site]` and d score / d values, both [batch position ...] and in the model's dtype.
 
-    `logits` are the scored rows, in fp32. Sequences of a batch do not see each other, so the gradient of a sum
-    over them holds that of each.
+    `logits` are the scored rows, in fp32. Sequences of a batch do not see each other, so the gradient of a
+    sum over them holds that of each.
     """
 
     tokens: Int[Tensor, "batch position"]
@@ -52,11 +52,12 @@ def gradients(
     interventions: Sequence[Intervention] = (),
     lengths: Sequence[int] | None = None,
 ) -> Gradients:
-    """d score / d activation at sites, where `score` makes one number of the logits [batch k d_vocab] in fp32.
+    """d score / d activation at sites; `score` makes one number of the logits [batch k d_vocab], in fp32.
 
-    logits_at, lengths: as in `Model.forward`. An activation is what the model goes on with, after the edits of
-    its site; its gradient is through everything above it. Raises TypeError or ValueError before any compute
-    where the request cannot be met, and after the forward pass for a score that is no number of the logits.
+    logits_at, lengths: as in `Model.forward`. An activation is what the model goes on with, after the edits
+    of its site; its gradient is through everything above it. Raises TypeError, ValueError or IndexError
+    before any compute where the request cannot be met, and after the forward pass for a score that is no
+    number of the logits.
     """
     asked = _checked_sites(model, sites)
     tokens = model.checked_tokens(tokens, None)
@@ -110,8 +111,8 @@ def _check_found(model: Model, asked: tuple[Site, ...], found: Sequence[Tensor |
     for site, gradient in zip(asked, found, strict=True):
         if gradient is None:
             raise RuntimeError(
-                f"the {model.backend.name} backend shows {site} but does not go on with what it shows, so there"
-                " is no gradient; use the transformers backend"
+                f"the {model.backend.name} backend shows {site} and goes on with something else, so it has"
+                " no gradient there; use the transformers backend"
             )
 
 
@@ -119,7 +120,7 @@ def _check_score(scored: object) -> None:
     if not isinstance(scored, Tensor) or scored.ndim or not scored.is_floating_point():
         what = f"{list(scored.shape)}" if isinstance(scored, Tensor) else type(scored).__name__
         raise TypeError(
-            f"score must return one number, a tensor of no dimensions, not {what}; sum over the batch and rows"
+            f"score must return one number, a tensor of no dimensions, not {what}; sum over batch and rows"
         )
     if not scored.requires_grad:
         raise ValueError(

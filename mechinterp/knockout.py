@@ -79,14 +79,14 @@ def forbidden_keys(
         _check(knockout, dims, chunk, name)
         if stop_after is not None and max(knockout.layers) > stop_after:
             raise ValueError(
-                f"stop_after={stop_after} ends the pass before layer {max(knockout.layers)}, where a knock-out acts;"
-                " stop later, or leave it out"
+                f"stop_after={stop_after} ends the pass before layer {max(knockout.layers)}, where a"
+                " knock-out acts; stop later, or leave it out"
             )
     if len(set(knockouts)) < len(tuple(knockouts)):
         raise ValueError("the same knock-out is given twice; name each once")
     found: dict[int, Tensor] = {}
     shared: dict[tuple, Tensor] = {}
-    for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
+    for layer in sorted({int(layer) for knockout in knockouts for layer in knockout.layers}):
         window = dims.windows[layer] if dims.windows else None
         acting = tuple(i for i, knockout in enumerate(knockouts) if layer in knockout.layers)
         if (acting, window) not in shared:
@@ -150,7 +150,7 @@ def _check(knockout: KnockOut, dims: Dims, chunk: Chunk, name: str) -> None:
                 )
     if not _chosen_rows(knockout, chunk).any():
         raise ValueError(
-            f"the rows {knockout.rows} of a knock-out are all in the cached prefix, which is computed already;"
+            f"the rows {knockout.rows} of a knock-out are all in the cached prefix, which is there already;"
             " give it to the pass that computes them"
         )
 

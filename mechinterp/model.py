@@ -100,9 +100,9 @@ class Model:
         tokens: [batch, position], right-padded where `lengths` are given; with `cache` they follow what it
         holds. positions, logits_at: absolute positions whose activations and logits are kept, the same in
         every row or [batch, k]; -1 is each row's last token; None is all; `logits_at=()` computes no logits.
-        stop_after: the last layer to run; no logits then. `cache` is used up by the pass. knockouts: rows that
-        may not attend to some keys, through the mask. Raises TypeError, ValueError or IndexError before any
-        compute where the request cannot be met, and MemoryError where what it keeps cannot fit.
+        stop_after: the last layer to run; no logits then. `cache` is used up by the pass. knockouts: rows
+        that may not attend to some keys, through the mask. Raises TypeError, ValueError or IndexError before
+        any compute where the request cannot be met, and MemoryError where what it keeps cannot fit.
         """
         tokens = self.checked_tokens(tokens, cache)
         interventions = tuple(interventions)

@@ -1,13 +1,13 @@
 """Attribution patching: what every patch would do, to first order, and how far that is from what some do.
 
-effect ~ (source row - target row) . d metric / d row, taken on the target's run: one pass forward and one back
-for a whole grid. Between different prompts the first order can be far off, so that every result carries the
+effect ~ (source row - target row) . d metric / d row, taken on the target's run: one pass forward and one
+back for a whole grid. Between different prompts the first order can be far off, so every result carries the
 exact effect of a random sample of its cells.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import einsum, rearrange
@@ -270,8 +270,9 @@ def _cell(number: int, shape: torch.Size, case: Case, sites: Sequence[Site], giv
 
 def _spearman(approximate: Float[Tensor, "sample"], exact: Float[Tensor, "sample"]) -> float:
     """Rank correlation; NaN where there are fewer than three cells or one side does not vary."""
-    from scipy.stats import spearmanr
+    from scipy import stats
 
     if len(exact) < 3 or bool((exact == exact[0]).all()) or bool((approximate == approximate[0]).all()):
         return float("nan")
-    return float(spearmanr(approximate.numpy(), exact.numpy()).statistic)
+    correlation: Any = stats.spearmanr(approximate.numpy(), exact.numpy())
+    return float(correlation.statistic)

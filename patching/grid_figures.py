@@ -42,16 +42,20 @@ def maps(grid: PatchGrid, of: Quantity, metric: str | None) -> "go.Figure":
             ), row=1, col=place + 1,
         )  # fmt: skip
     finish(
-        figure, f"{grid.site} patched into {grid.target}", _subtitle(grid), _notes(grid, of, metric),
+        figure, _heading(grid), _subtitle(grid), _notes(grid, of, metric),
         x_title="", y_title="",
     )  # fmt: skip
     every = max(1, len(columns) // 40)
     shown = list(range(0, len(columns), every))
     figure.update_xaxes(tickvals=shown, ticktext=[columns[i] for i in shown], tickangle=-60, tickfont_size=10)
     every = max(1, len(rows) // 32)
-    figure.update_yaxes(tickvals=list(range(0, len(rows), every)), ticktext=rows[::every], tickfont_size=11)
+    figure.update_yaxes(
+        tickvals=list(range(0, len(rows), every)), ticktext=rows[::every], tickfont_size=11,
+        autorange="reversed",
+    )  # fmt: skip
     figure.update_yaxes(title_text="layer", col=1)
-    figure.update_layout(height=max(460, 220 + 15 * len(rows)))
+    top = figure.to_dict()["layout"]["margin"]["t"] + (24 if grid.nulls else 0)
+    figure.update_layout(height=max(460, 240 + 15 * len(rows)), margin_t=top)
     return figure
 
 
@@ -77,7 +81,7 @@ def profile(grid: PatchGrid, of: Quantity, metric: str | None) -> "go.Figure":
     return figures.per_layer(
         pd.DataFrame(lines), "mean", by="column", low="low", high="high",
         subtitle=_subtitle(grid, mean.method),
-        title=f"{grid.site} patched into {grid.target}", y_title=_title(grid, of, metric),
+        title=_heading(grid), y_title=_title(grid, of, metric),
     )  # fmt: skip
 
 
@@ -87,6 +91,12 @@ def _mean(grid: PatchGrid, of: Quantity, metric: str | None, null: str | None) -
     kept = np.isfinite(values).all(1)
     mean = values[kept].mean(0) if kept.any() else np.full(values.shape[1], np.nan)
     return mean.reshape(len(grid.layers), len(grid.columns))
+
+
+def _heading(grid: PatchGrid) -> str:
+    if grid.site == "attention":
+        return f"attention knocked out in {grid.target}"
+    return f"{grid.site} patched into {grid.target}"
 
 
 def _title(grid: PatchGrid, of: Quantity, metric: str | None) -> str:

@@ -79,14 +79,14 @@ def knock_out_cases(
 ) -> PatchGrid:
     """Many texts: the rows at place `rows` of each may not attend to its other places, one at a time.
 
-    The grid's columns are those places, its values one a case. Raises ValueError or IndexError for what is not
-    there, and for a row that would be left no key.
+    The grid's columns are those places, its values one a case. Raises ValueError or IndexError for what is
+    not there, and for a row that would be left no key.
     """
     check_cases(cases)
     if rows not in cases[0].places or len(cases[0].places) < 2:
         raise ValueError(
-            f"the cases have places {list(cases[0].places)}; name the rows' own as rows=, beside one region or"
-            " more"
+            f"the cases have places {list(cases[0].places)}; name the rows' own as rows=, beside one or more"
+            " regions"
         )
     sets = layer_sets(model, windows)
     columns = tuple(name for name in cases[0].places if name != rows)
@@ -116,8 +116,8 @@ def _placebo(case: Case, rows: str, columns: tuple[str, ...], generator: torch.G
         others = [p for p in range(1, first) if p not in region]
         if len(others) < len(region):
             raise ValueError(
-                f"{name!r} of case {case.name!r} holds {len(region)} of the {first} positions before the rows,"
-                f" and a placebo needs as many others besides position 0; leave placebos out"
+                f"{name!r} of case {case.name!r} holds {len(region)} of the {first} positions before the"
+                " rows, and a placebo needs as many others besides position 0; leave placebos out"
             )
         order = torch.randperm(len(others), generator=generator)[: len(region)]
         drawn.append(tuple(sorted(others[i] for i in order.tolist())))
@@ -179,7 +179,7 @@ def _swept(
 def _run(
     prepared: _Prepared, cells: Sequence[tuple[Window, Region]], metrics: Sequence[Metric]
 ) -> tuple[Float[Tensor, "cell metric"], float]:
-    """What the metrics read in each cell, and how far a row without a knock-out came out from the whole pass."""
+    """What the metrics read in each cell; how far a row without a knock-out came out from the whole pass."""
     size, at, deviation = max(1, ROWS // (len(prepared.ids) - prepared.start)), 0, 0.0
     found: list[Tensor] = []
     while at < len(cells):

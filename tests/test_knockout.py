@@ -1,5 +1,7 @@
 """Attention that is forbidden is zero, the rest of the row is its natural share, and nothing else changes."""
 
+# pyright: reportCallIssue=false
+
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -272,8 +274,8 @@ def test_right_padding_does_not_move_the_last_row():
         pytest.param(lambda: KnockOut((1,), (14,), (1,)), IndexError, "0..13", id="fault_017_row"),
         pytest.param(lambda: KnockOut((1,), (5,), (-1,)), IndexError, "key -1", id="fault_017_key"),
         pytest.param(lambda: KnockOut((1,), (5,), (1,), heads=(4,)), IndexError, "0..3", id="head"),
-        pytest.param(lambda: KnockOut((1,), (5,), (1,), batch_rows=(2,)), IndexError, "2 rows", id="batch_row"),
-        pytest.param(lambda: KnockOut((1,), (5,), range(6)), ValueError, "position 5 .* layer 1", id="all_keys"),
+        pytest.param(lambda: KnockOut((1,), (5,), (1,), batch_rows=(2,)), IndexError, "2 rows", id="batch"),
+        pytest.param(lambda: KnockOut((1,), (5,), range(6)), ValueError, "position 5 .* layer 1", id="all"),
         pytest.param(lambda: Site("z", 1), TypeError, "no knock-out", id="no_knockout"),
     ],
 )  # fmt: skip

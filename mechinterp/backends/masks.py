@@ -25,7 +25,7 @@ def forbidding(attentions: Mapping[int, nn.Module], implementation: str, request
     """
     if request.forbidden and implementation not in KERNELS:
         raise ValueError(
-            f"the attention kernel {implementation!r} takes no mask of single keys, so it cannot knock any out;"
+            f"the attention kernel {implementation!r} takes no mask of single keys; to knock some out,"
             f" load the model with attn_implementation={KERNELS[0]!r}"
         )
     with ExitStack() as stack:
