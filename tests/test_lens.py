@@ -226,13 +226,14 @@ def test_every_text_of_a_batch_passes_the_gate(monkeypatch):
 def test_no_more_logits_than_a_block_of_rows_ever_exist(monkeypatch):
     monkeypatch.setattr(lens_read, "ROWS", 7)
     sizes = []
-    measured = lens_read.measured
+    head_logits = lens_read.head_logits
 
-    def noted(logits: torch.Tensor, asked: Any) -> Any:
-        sizes.append(len(logits))
-        return measured(logits, asked)
+    def noted(made: Model, states: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(states))
+        return head_logits(made, states)
 
-    monkeypatch.setattr(lens_read, "measured", noted)
+    monkeypatch.setattr(lens_read, "head_logits", noted)
+    monkeypatch.setattr(lens_read, "TILE", 3)
     found = logit_lens(model("llama"), ids(), **ASKED)
     assert sizes == [7, 2]
     assert_is_the_lens_of(found, expected("llama"))
