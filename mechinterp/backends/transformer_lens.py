@@ -65,12 +65,9 @@ class LensBackend:
         logits = None
         with ExitStack() as stack:
             stack.enter_context(hf.evaluating(self.model))
-            hooks = [
-                (f"blocks.{s.layer}.{HOOKS[s.name]}", self._hook(s, request, recorder))
-                for s in recorder.sites
-            ]
+            hooks = [self._hook(site, request, recorder) for site in recorder.sites]
             hooks += masks.score_hooks(request, known="pattern" in self.sites)
-            stack.enter_context(self.model.hooks(fwd_hooks=hooks, bwd_hooks=self._routing(request)))
+            stack.enter_context(self.model.hooks(fwd_hooks=hooks))
             if not request.wants_logits:
                 stack.callback(self.model.blocks[last].register_forward_hook(_stop).remove)
             elif request.logit_slots is not None:
@@ -84,18 +81,6 @@ class LensBackend:
             except _Stop:
                 logits = None
         return Outcome(logits, cache)
-
-    def _routing(self, request: Pass) -> list[tuple[str, Callable]]:
-        """Hooks that do nothing: a bridge with a residual multiplier shows copies of the outputs, and makes the
-        graph go through them only where it finds one.
-        """
-        scaled = request.live and self.anatomy is not None and self.anatomy.residual_scale is not None
-        names = ("attn_out", "mlp_out") if scaled else ()
-        return [
-            (f"blocks.{s.layer}.{HOOKS[s.name]}", lambda grad, hook: None)
-            for s in request.capture
-            if s.name in names
-        ]
 
     def _arguments(self, request: Pass) -> tuple[dict[str, Any], Any]:
         """What the model is called with besides the ids, and the cache to hand on."""
@@ -116,8 +101,16 @@ class LensBackend:
             )
         return {"attention_mask": new, "past_kv_cache": None if cache is None else cache.entries}, cache
 
-    def _hook(self, site: Site, request: Pass, recorder: Recorder) -> Callable:
-        n = request.tokens.shape[1]
+    def _hook(self, site: Site, request: Pass, recorder: Recorder) -> tuple[str, Callable]:
+        """A hook point and what is done there.
+
+        A bridge with a residual multiplier shows copies of the outputs, which lie on no path to the logits: a
+        live pass takes the outputs themselves.
+        """
+        n, name, scale = request.tokens.shape[1], HOOKS[site.name], 1.0
+        if request.live and self.anatomy is not None and site.name in ("attn_out", "mlp_out"):
+            scale = hf.residual_scale(self.model.original_model, self.anatomy)
+            name = name if scale == 1.0 else f"{site.name.removesuffix('_out')}.hook_out"
 
         def hook(x: Tensor, hook: Any) -> Tensor | None:
             del hook  # named so because transformer-lens passes it by keyword
@@ -128,10 +121,11 @@ class LensBackend:
                 case "k_rot":
                     recorder.visit(site, x[:, -n:])  # HookedTransformer rotates the cached keys anew
                     return None
-            visited = recorder.visit(site, x)
-            return None if visited is x else visited
+            added = x if scale == 1.0 else x * scale
+            visited = recorder.visit(site, added)
+            return None if visited is added else visited / scale if scale != 1.0 else visited
 
-        return hook
+        return f"blocks.{site.layer}.{name}", hook
 
     # the head and the output projections ------------------------------------------------------------------
 
