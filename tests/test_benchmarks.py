@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import activations, attention, generation
+from benchmarks import activations, attention, generation, lens
 from benchmarks.memory import extra_peak, grown
 from benchmarks.timing import Arm, error, interleave, machine, show
 from mechinterp.backends.twin import twin
@@ -102,7 +102,7 @@ def toy_arms(monkeypatch):
     def small(ours: Arm, peers: list[Arm], rounds: int):
         return real(Arm("ours", work(500)), [Arm(p.name, work(500), p.share) for p in peers], 1)
 
-    for module in (activations, attention, generation):
+    for module in (activations, attention, generation, lens):
         monkeypatch.setattr(module, "interleave", small)
 
 
@@ -120,6 +120,8 @@ KEYS = {
     attention: ["T512.bare_forward.overhead", "T512.eager.ratio", "T1024.eager.ratio",
                 "T1024.eager.memory_ratio", "T1024.transformer_lens.ratio", "T4096.eager.ratio",
                 "T4096.eager.memory_ratio", "T4096.bare_forward.overhead"],
+    lens: [f"rows{n}.{key}" for n in (1, 4)
+           for key in ("nnterp_style.ratio", "transformer_lens.ratio", "bare_forward.overhead")],
 }  # fmt: skip
 
 
@@ -132,6 +134,9 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
             activations, "gather", lambda model, prompts, sites, at: torch.ones(len(prompts), 30, 2)
         )
         monkeypatch.setattr(activations, "_one", lambda hf, prompt, at: torch.ones(30, 2))
+    elif workload is lens:
+        arms = dict.fromkeys(lens.ARMS, lambda model, ids, rows: lambda: torch.ones(1))
+        monkeypatch.setattr(lens, "ARMS", arms)
     elif workload is attention:
         monkeypatch.setattr(
             attention, "ARMS", dict.fromkeys(attention.ARMS, lambda model, n: lambda: torch.ones(1))
@@ -183,6 +188,16 @@ def test_attention_of_every_peer_is_ours(real, monkeypatch, long):
     for name in peers:
         assert float((attention.ARMS[name](real, 40)() - ours).abs().max()) < 5e-6, name
     assert attention._bare_forward(real, 40)().shape == (1, 40, 576)
+
+
+@pytest.mark.parametrize("n_rows", lens.ROWS)
+def test_the_lens_of_every_peer_is_ours(real, n_rows):
+    """What is timed is the same numbers; `unharmed` looks for hooks of the peers."""
+    arms = {name: make(real, *lens.asked(12, n_rows)) for name, make in lens.ARMS.items()}
+    ours = arms["ours"]()
+    assert ours.shape == (n_rows, 30) and arms["bare_forward"]().shape == (1, 12, 576)
+    for name in ("nnterp_style", "transformer_lens"):
+        assert float((arms[name]() - ours).abs().max()) < 2e-4, name
 
 
 def test_peak_memory_is_what_the_work_adds_and_no_more():
