@@ -30,6 +30,7 @@ _HOME = {
     "translators": ("Translators", "load_translators", "read_tuned_lens", "save_translators"),
     "preflight": ("Preflight", "compare_with_eager"),
     "tallies": ("MarkerRates", "marker_rates"),
+    "linear": ("LinearProbes", "activations_at", "linear_probes"),
     "markers": ("Detection", "Occurrence", "detect", "find_marker"),
     "persist": ("Release", "Trial", "persistence", "release"),
     "strength": ("Calibration", "EqualKL", "Raw", "ResidualNorms", "Unit", "calibrate"),
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
     from probes.lens_pair import LensComparison as LensComparison
     from probes.lens_pair import compare_lenses as compare_lenses
     from probes.lens_read import LensValues as LensValues
+    from probes.linear import LinearProbes as LinearProbes
+    from probes.linear import activations_at as activations_at
+    from probes.linear import linear_probes as linear_probes
     from probes.markers import Detection as Detection
     from probes.markers import Occurrence as Occurrence
     from probes.markers import detect as detect

@@ -164,7 +164,7 @@ def attribution(
 
 def attributions(
     model: Model,
-    texts: Sequence[Sequence[int] | Int[Tensor, "position"]],
+    texts: Sequence[Sequence[int] | Int[Tensor, "_position"]],
     *,
     rows: Sequence[int],
     targets: Sequence[int],

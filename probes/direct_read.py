@@ -105,9 +105,7 @@ def _streams(model: Model, texts: Sequence[Text], pairs: Tensor, rows: Sequence[
     for i, text in enumerate(texts):
         tokens[i, : len(text.ids)] = text.ids
     layers = range(n_layers)
-    asked = [*sites("z", layers), *sites("attn_out", layers)]
-    if "mlp_out" in model.backend.sites:
-        asked += sites("mlp_out", layers)
+    asked = [*sites("z", layers), *sites("attn_out", layers), *sites("mlp_out", layers)]
     first, last = Site("resid_pre", 0), Site("resid_post", n_layers - 1)
     at = torch.tensor([text.rows for text in texts])
     lengths = [len(text.ids) for text in texts]
@@ -123,11 +121,10 @@ def _streams(model: Model, texts: Sequence[Text], pairs: Tensor, rows: Sequence[
     def flat(site: Site) -> Tensor:
         return rearrange(seen[site].cpu(), "text row d_model -> (text row) d_model")
 
-    attn_out = stacked("attn_out")
     return _Streams(
         embedding=flat(first),
-        attn_out=attn_out,
-        mlp_out=stacked("mlp_out") if "mlp_out" in model.backend.sites else torch.zeros_like(attn_out),
+        attn_out=stacked("attn_out"),
+        mlp_out=stacked("mlp_out"),
         z=stacked("z"),
         final=flat(last),
         logits=logits.gather(1, pairs),

@@ -254,12 +254,6 @@ class Backend(ReadsOut, Protocol):
 
     def forward(self, request: Pass, recorder: Recorder) -> Outcome: ...
 
-    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        """Final norm, unembedding, scale and soft-capping: the logits of a residual stream after the last
-        layer.
-        """
-        ...
-
 
 @runtime_checkable
 class Replays(Protocol):
@@ -274,6 +268,7 @@ class Replays(Protocol):
         ...
 
 
+@runtime_checkable
 class Visitor(Protocol):
     """What a block hands its activations to: those at `sites`, each as the block should go on with it."""
 

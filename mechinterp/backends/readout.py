@@ -27,6 +27,12 @@ class ReadsOut(Protocol):
     @property
     def logit_cap(self) -> float | None: ...
 
+    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+        """Final norm, unembedding, scale and soft-capping: the logits of a residual stream after the last
+        layer.
+        """
+        ...
+
     def final_norm(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The stream after the last layer as the unembedding gets it."""
         ...
