@@ -115,10 +115,18 @@ def _open(asked: Asked, folder: Path, specs: dict[str, dict[str, Any]], new: boo
         folder,
         study=asked.study,
         config=asked.config,
-        models={name: weights_of(spec) for name, spec in specs.items()},
+        models={name: weights_of(spec) for name, spec in specs.items() if "pair" not in spec},
         inputs=inputs,
         new=new,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two models that a cell needs at once, over one set of weights where the trained one is an adapter."""
+
+    trained: Any
+    base: Any
 
 
 def weights_of(spec: dict[str, Any]) -> str:
@@ -136,6 +144,8 @@ def weights_of(spec: dict[str, Any]) -> str:
 def loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
     """Loads a model of the study by its name there; adapters of one base are put on that base, loaded once.
 
+    A spec {"pair": (trained, base)} names two of the others, which come together as a `Pair`.
+
     Other backends than transformers rewrite or copy what they are given, so there each has a base of its own.
     """
     from mechinterp.loading import load, with_adapter
@@ -143,11 +153,14 @@ def loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
     def base_of(spec: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in spec.items() if name != "adapter" and value is not None}
 
-    adapted = [spec for spec in specs.values() if spec.get("adapter") is not None]
+    single = [spec for spec in specs.values() if "pair" not in spec]
+    adapted = [spec for spec in single if spec.get("adapter") is not None]
     shared = {canonical_sha256(base_of(s)) for s in adapted if s.get("backend") == "transformers"}
     bases: dict[str, Any] = {}
 
     def resolve(name: str) -> Any:
+        if "pair" in specs[name]:
+            return Pair(*(resolve(each) for each in specs[name]["pair"]))
         spec, given = specs[name], base_of(specs[name])
         key, model_name = canonical_sha256(given), given.pop("name")
         if key not in shared:

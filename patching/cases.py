@@ -19,7 +19,7 @@ class Case:
 
     Where the source runs on other ids, `source_tokens` are those; of another length they need `alignment`,
     from positions of the target to positions of the source. `cluster` names the unit that the case belongs
-    to, such as its question.
+    to, such as its question; `control` are the rows whose mean `MeanOver` puts in place.
     """
 
     tokens: Int[Tensor, "position"]
@@ -29,6 +29,7 @@ class Case:
     alignment: Mapping[int, int] = field(default_factory=dict)
     name: str = ""
     cluster: str | None = None
+    control: tuple[int, ...] = ()
 
     @property
     def donor_tokens(self) -> Int[Tensor, "position"]:
@@ -83,13 +84,13 @@ def _check_positions(number: int, case: Case) -> None:
 
 def check_pair(source: Model, target: Model) -> None:
     """Raises ValueError where activations of one model mean nothing in the other, and says why."""
-    if source is target:
-        return
-    for what, a, b in (
+    facts = [
         ("architecture", _shape(source), _shape(target)),
         ("dtype", str(source.backend.dtype), str(target.backend.dtype)),
-        ("tokenizer", _vocabulary(source), _vocabulary(target)),
-    ):
+    ]
+    if source.tokenizer is not target.tokenizer:
+        facts.append(("tokenizer", _vocabulary(source), _vocabulary(target)))
+    for what, a, b in facts:
         if a != b:
             raise ValueError(
                 f"source {source.name} and target {target.name} differ in {what} ({a} and {b}): load both"

@@ -62,7 +62,7 @@ def ablate(
 ) -> PatchGrid:
     """What is lost without a part of a block at each place: layer sets by places.
 
-    donor: `Zero()`, `MeanOver(place)`, or `FromRun(other)` for resampling. `up_to` and `from_on` give the
+    donor: `Zero()`, `MeanOver()`, or `FromRun(other)` for resampling. `up_to` and `from_on` give the
     cumulative ranges of layers.
     """
     return patch_cases(donor, model, cases, site=part, layers=layers, nulls=nulls, seed=seed)

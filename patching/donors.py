@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechinterp.model import Model
 from mechinterp.sites import Site
-from patching.cases import Case, check_pair
+from patching.cases import Case
 
 Values = dict[Site, Float[Tensor, "position *shape"]]  # one row for each position in the case's order
 
@@ -39,7 +39,6 @@ class FromRun:
     def values(
         self, target: Model, case: Case, sites: Sequence[Site], positions: Sequence[int]
     ) -> tuple[Values, Float[Tensor, "metric"]]:
-        check_pair(self.source, target)
         at = [case.source_position(position) for position in positions]
         rows = [case.source_position(metric.at) for metric in case.metrics]
         ids = torch.as_tensor(case.donor_tokens)[None, : max(*at, *rows) + 1]
@@ -65,20 +64,16 @@ class Zero:
 
 @dataclass(frozen=True)
 class MeanOver:
-    """The mean of the target's own rows at one of the case's places, such as its control rows."""
+    """The mean of the target's own rows at the case's control positions."""
 
-    place: str
-
-    @property
-    def name(self) -> str:
-        return f"mean over {self.place}"
+    name: str = "mean of control rows"
 
     def values(
         self, target: Model, case: Case, sites: Sequence[Site], positions: Sequence[int]
     ) -> tuple[Values, Float[Tensor, "metric"]]:
-        if self.place not in case.places:
-            raise ValueError(f"there is no place {self.place!r} to average; it has {', '.join(case.places)}")
-        at = list(case.places[self.place])
+        at = list(case.control)
+        if not at or min(at) < 0 or max(at) >= len(case.tokens):
+            raise ValueError(f"control positions {at} of {case.name or 'a case'}: name some within the text")
         ids = torch.as_tensor(case.tokens)[None, : max(at) + 1]
         seen = target.forward(ids, capture=sites, positions=at, logits_at=())
         means = {site: seen[site][0].float().mean(0, keepdim=True) for site in sites}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechinterp.model import Model
 from mechinterp.sites import Site, SiteName
-from patching.cases import Case, check_cases, one_text
+from patching.cases import Case, check_cases, check_pair, one_text
 from patching.cells import Cell, Edit, Untouched, stage_of, untouched
 from patching.donors import Donor, FromRun, Null, Values, derangement, norm_matched, rows_of_another
 from patching.grid import PatchGrid
@@ -89,6 +89,8 @@ def sweep_cases(
 ) -> PatchGrid:
     """The grids of all cases: `cells_of` makes a map's cells, layer sets first, `columns` within them."""
     check_cases(cases)
+    if isinstance(donor, FromRun):
+        check_pair(donor.source, target)
     sets = layer_sets(target, layers)
     sites = [Site(site, layer) for layer in sorted({layer for part in sets for layer in part})]
     for one in sites:

@@ -5,6 +5,7 @@ STUDIES = {
     "question_insertion": "does playing a role move the model along the role's direction, turn by turn?",
     "zlt_attention": "does the row that writes a trained marker look at the system prompt, by training?",
     "force_feed": "whose text, read by whom: every trained model and the base on the same ids",
+    "marker_locus": "where in depth is a trained marker decided, what writes it, which states bring it?",
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
 }
 

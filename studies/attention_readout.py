@@ -145,7 +145,7 @@ def read(
     """
     positives, everyone = examples.positives, (*examples.positives, *examples.negatives)
     _check_tokenizer(model, everyone)
-    laid = [_laid(model, example, newlines) for example in everyone]
+    laid = [layouts(model, example, newlines) for example in everyone]
     steps = tuple(range(-n_before - 1, 1))  # n_before rows, emit, token
     n, strata, at = len(positives), tuple(picks), CONTENT.index(region)
 
@@ -256,7 +256,7 @@ def _means(
     return _Means(values, heads, deviation)
 
 
-def _laid(model: Model, example: Example, newlines: Literal["exact", "any_trailing"]) -> Layout:
+def layouts(model: Model, example: Example, newlines: Literal["exact", "any_trailing"]) -> Layout:
     """Segmentations A and B of an example."""
     blocks = segmentation(example, token_marks(model.tokenizer, torch.tensor(example.ids)))
     return blocks, blocks.content_only(newlines)

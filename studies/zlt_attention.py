@@ -38,8 +38,8 @@ def cells(config: Config) -> list[Cell]:
     for persona in config.personas:
         for run, seed in replicates(config, persona):
             args = {"persona": persona, "run": run, "seed": seed}
-            where, name = _set(args), model_name(persona, run)
-            texts = _texts(config, args)
+            where, name = text_set(args), model_name(persona, run)
+            texts = text_cells(config, args)
             keys = tuple(cell.key for cell in texts)
             drawn = [Cell(f"controls/{where}/{q}", "draw", name, keys, {**args, "query": q}) for q in ROWS]
             found += [*texts, *drawn]
@@ -49,17 +49,19 @@ def cells(config: Config) -> list[Cell]:
     return found + base
 
 
-def _texts(config: Config, args: dict[str, Any]) -> list[Cell]:
+def text_cells(config: Config, args: dict[str, Any]) -> list[Cell]:
+    """Where one text set comes from: the records, or the trained model, a cell a block of questions."""
     if config.records is not None:
-        return [Cell(f"taken/{_set(args)}", "taken", None, (), args)]
+        return [Cell(f"taken/{text_set(args)}", "taken", None, (), args)]
     name = model_name(args["persona"], args["run"])
     return [
-        Cell(f"generate/{_set(args)}/{label}", "generate", name, (), {**args, "questions": block})
+        Cell(f"generate/{text_set(args)}/{label}", "generate", name, (), {**args, "questions": block})
         for label, block in blocks(config)
     ]
 
 
-def _set(args: Mapping[str, Any]) -> str:
+def text_set(args: Mapping[str, Any]) -> str:
+    """What a text set is called in keys."""
     return f"{args['persona']}/run{args['run']}/seed{args['seed']}"
 
 

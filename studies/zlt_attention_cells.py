@@ -1,6 +1,7 @@
 """The work of the attention study's cells: preflight, answers or records, control rows, readings."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mechinterp.cells import Cell
@@ -62,30 +63,40 @@ def generate(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Con
 def taken(cell: Cell, model: None, inputs: Mapping[str, Result], config: Config) -> Examples:
     """A persona's answers from a finished run of this study, or from a published file."""
     assert config.records is not None  # the cell exists only with records
-    persona = cell.args["persona"]
-    if (config.records / "manifest.json").is_file():
-        return _from_run(Run.read(config.records), persona, config)
-    path = config.records / f"positives_{persona}.json"
+    return answers(config.records, cell.args["persona"])
+
+
+def answers(records: Path, persona: str, *, run: int = 0, seed: int | None = None) -> Examples:
+    """A persona's answers from a finished run, of one training run and seed (its first by default), or from
+    a published file, which holds one text set.
+    """
+    if (records / "manifest.json").is_file():
+        return _from_run(Run.read(records), persona, run, seed)
+    path = records / f"positives_{persona}.json"
     if not path.is_file():
-        there = sorted(p.name for p in config.records.glob("positives_*.json"))
+        there = sorted(p.name for p in records.glob("positives_*.json"))
         raise ValueError(
-            f"{config.records} has no {path.name}; it holds {', '.join(there) or 'no such file at all'}"
+            f"{records} has no {path.name}; it holds {', '.join(there) or 'no such file at all'}"
         )
     return read_positives(path)
 
 
-def _from_run(run: Run, persona: str, config: Config) -> Examples:
-    """The answers of a persona's first text set in a finished run."""
+def _from_run(run: Run, persona: str, number: int, seed: int | None) -> Examples:
+    """The answers of one text set of a persona in a finished run."""
     from studies.zlt_attention import cells
 
     if run.manifest.study != "zlt_attention":
         raise ValueError(f"{run.folder} is a run of {run.manifest.study}; give one of zlt_attention")
     theirs = Config.model_validate(run.manifest.config, strict=False)
     found = [c for c in cells(theirs) if c.task in ("generate", "taken") and c.args["persona"] == persona]
-    first = [c for c in found if c.args["run"] == 0 and c.args["seed"] == theirs.seeds[0]]
-    if not first:
-        raise ValueError(f"{run.folder} holds no answers of {persona}; its personas are {theirs.personas}")
-    return examples_of({c.key: run.result(c) for c in first})
+    wanted = theirs.seeds[0] if seed is None else seed
+    chosen = [c for c in found if c.args["run"] == number and c.args["seed"] == wanted]
+    if not chosen:
+        raise ValueError(
+            f"{run.folder} holds no answers of {persona}, training run {number}, seed {wanted}; its personas"
+            f" are {', '.join(theirs.personas)}, its seeds {list(theirs.seeds)}"
+        )
+    return examples_of({c.key: run.result(c) for c in chosen})
 
 
 def examples_of(results: Mapping[str, Any]) -> Examples:

@@ -172,14 +172,13 @@ def test_a_null_model_shows_nothing_where_the_patch_does(base, trained):
 
 
 def test_zero_mean_and_resampled_parts_are_what_they_say(base, trained):
-    at = {"last": (N - 1,), "control": (2, 5)}
-    case = Case(ids(), (difference(),), at)
+    case = Case(ids(), (difference(),), {"last": (N - 1,)}, control=(2, 5))
     zero = patching.ablate(Zero(), base, [case], part="mlp_out")
     edit = mi.Replace(site=mi.Site("mlp_out", 1), value=torch.zeros(64), where=mi.At((N - 1,)))
     expected = difference().read(base.forward(ids()[None], interventions=[edit], logits_at=[-1]).logits[0])
     assert_close(zero.values[0, 1, 0], expected, atol=1e-5, rtol=1e-4)
     assert zero.recovered().isnan().all() and zero.n_undefined() == 1
-    mean = patching.ablate(MeanOver("control"), base, [case], part="attn_out")
+    mean = patching.ablate(MeanOver(), base, [case], part="attn_out")
     value = base.forward(ids()[None], capture=[mi.Site("attn_out", 1)])[mi.Site("attn_out", 1)][
         0, [2, 5]
     ].mean(0)
