@@ -155,8 +155,8 @@ def test_integrated_effects_of_a_layer_add_up_to_patching_it_whole(family, site)
         )
         for steps in (1, 64)
     ]
-    assert float(errors[1].abs().max()) < 0.01 * float(whole.abs().max())
-    assert float(errors[1].abs().max()) < 0.2 * float(errors[0].abs().max())
+    assert float(errors[1].abs().max()) < 5e-4 * float(whole.abs().max())  # midpoints: 8e-5 seen
+    assert float(errors[1].abs().max()) < 0.05 * float(errors[0].abs().max())
 
 
 def test_a_path_of_no_length_and_of_small_length_is_the_gradient():
