@@ -33,7 +33,7 @@ class _Text:
 @torch.no_grad()
 def lens_values(
     model: Model,
-    texts: Sequence[Sequence[int] | Int[Tensor, "position"]],
+    texts: Sequence[Sequence[int] | Int[Tensor, "_position"]],
     rows: Sequence[Sequence[int]],
     *,
     targets: Targets,
@@ -51,7 +51,7 @@ def lens_values(
 
 
 def checked(
-    model: Model, texts: Sequence[Sequence[int] | Int[Tensor, "position"]], rows: Sequence[Sequence[int]]
+    model: Model, texts: Sequence[Sequence[int] | Int[Tensor, "_position"]], rows: Sequence[Sequence[int]]
 ) -> list[_Text]:
     """The texts with their rows; raises ValueError, TypeError or IndexError that names the text."""
     if not len(texts) or len(texts) != len(rows):

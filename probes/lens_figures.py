@@ -48,11 +48,13 @@ def by_layer(
         raise ValueError("no pair was asked for, so there is no difference to draw; pass pairs=")
     if by is None:
         table = table.drop_duplicates("layer")
+    elif len(set(table[by])) == 1:  # one line has no legend
+        what = f"{table[by].iloc[0]} at {what}"
     if y == "rank":
         table = table.assign(rank=table["rank"] + 1)
     subtitle = figures.caption(model, n=1, unit="text", seeds=(), band="none", more=more)
     title = f"{TITLES[y].partition(',')[0].partition(' (')[0]} after each layer, {what}"
     figure = figures.per_layer(table, y, by=by, subtitle=subtitle, title=title, y_title=TITLES[y])
     if y == "rank":
-        figure.update_yaxes(type="log", autorange="reversed")
+        figure.update_yaxes(type="log", dtick=1, autorange="reversed")
     return figure

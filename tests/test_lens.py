@@ -542,8 +542,10 @@ def test_the_figure_has_a_line_a_target_and_says_what_the_lens_is_not():
     assert len(entropy) == 1 and list(entropy[0].y) == found.entropy[2].tolist()  # type: ignore
     moved = logit_lens(model("llama"), ids(), **ASKED, translators=translators()).figure()
     assert "translators drawn: fitted" in moved.layout.meta["subtitle"]
+    single = logit_lens(model("llama"), ids(), rows=[1], targets=[3])
+    assert "3 at row 1" in single.figure().layout.title.text, "one line has no legend"
     with pytest.raises(ValueError, match="pass pairs="):
-        logit_lens(model("llama"), ids(), rows=[1], targets=[3]).figure(y="difference")
+        single.figure(y="difference")
 
 
 def test_figures_of_two_models_have_a_line_each():
