@@ -39,14 +39,14 @@ def by_layer(shown: dict[str, Shown]) -> "go.Figure":
         for part, values in (("attn_out", each.attn_out), ("mlp_out", each.mlp_out)):
             table = _mean(values, each.clusters).curve().to_dataframe("layer", "contribution")
             tables.append(table.assign(part=f"{part}, {name}" if name else part))
-    first = next(iter(shown.values()))
+    last = list(shown.values())[-1]  # of two models the change, whose name is both
     total = [_said(name, each.difference) for name, each in shown.items()]
     rest = [_said(name, each.rest) for name, each in shown.items()]
     more = [f"difference: {', '.join(total)}", f"embedding and biases: {', '.join(rest)}"]
     return figures.per_layer(
         pd.concat(tables, ignore_index=True), "contribution", by="part", low="low", high="high",
-        subtitle=_subtitle(first, more),
-        title=f"Direct attribution of the logit difference, {first.what}",
+        subtitle=_subtitle(last, more),
+        title=f"Direct attribution of the logit difference, {last.what}",
         y_title="contribution (logits)",
     )  # fmt: skip
 

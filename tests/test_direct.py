@@ -453,6 +453,7 @@ def test_figures_draw_what_is_saved():
     cells = found.heads_figure().data[0].z  # type: ignore
     assert [list(row) for row in cells] == [pytest.approx(row) for row in found.values.heads[0].tolist()]
     pair = AttributionComparison(read("llama"), read("mistral")).figure()
+    assert "llama − mistral" in pair.layout.meta["subtitle"]
     names = {trace.name for trace in pair.data if trace.name}  # type: ignore
     assert names >= {
         f"{part}, {who}" for part in ("attn_out", "mlp_out") for who in ("trained", "base", "change")
