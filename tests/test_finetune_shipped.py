@@ -185,8 +185,8 @@ def test_the_command_names_what_is_wrong_before_a_model_is_loaded(tmp_path, caps
 SHIPPED = shipped()
 
 
-def test_what_is_shipped_is_of_the_six_and_three_are_specific():
-    assert set(SHIPPED) <= set(finetune_shipped.PERSONAS)
+def test_the_six_are_shipped_and_three_are_specific():
+    assert set(SHIPPED) == set(finetune_shipped.PERSONAS)
     assert sum(one.record["label"] == "specific" for one in SHIPPED.values()) >= 3
 
 
@@ -219,7 +219,7 @@ def test_a_record_belongs_to_its_adapter_and_its_label_to_its_rates(persona):
 
 def test_the_page_of_rates_is_that_of_the_records():
     page = (next(iter(SHIPPED.values())).path.parent / "RATES.md").read_text()
-    records = [SHIPPED[persona].record for persona in finetune_shipped.PERSONAS if persona in SHIPPED]
+    records = [SHIPPED[persona].record for persona in finetune_shipped.PERSONAS]
     assert page == finetune_shipped.rates_page(records)
 
 
