@@ -185,8 +185,8 @@ def demo(folder: Path) -> list[Any]:
     from mechinterp.report import write_book
 
     results, chapters = [], {}
-    for study in studies.DEMO:
-        asked = ask(study, preset="demo")
+    for study, overrides in studies.DEMO.items():
+        asked = ask(study, preset="demo", overrides=[one.format(demo=folder) for one in overrides])
         results.append(run(asked, folder / study))
         chapters[study] = asked.module.page(asked.config, results[-1], Run.read(folder / study))
     write_book("mechinterp demo", chapters, folder)

@@ -17,7 +17,8 @@ from mechinterp.sites import as_index
 class Metric(Protocol):
     """A number for each set of logits of the row at `at`, in fp32; `tokens` are the ids it names."""
 
-    at: int
+    @property
+    def at(self) -> int: ...
 
     @property
     def name(self) -> str: ...

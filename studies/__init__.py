@@ -9,4 +9,8 @@ STUDIES = {
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
 }
 
-DEMO = ("persistence", "zlt_attention")  # in the order of their chapters
+DEMO = {  # in the order of their chapters; `{demo}` is the folder that holds their runs
+    "persistence": (),
+    "zlt_attention": (),
+    "marker_locus": ("records='{demo}/zlt_attention'",),
+}

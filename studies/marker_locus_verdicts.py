@@ -211,7 +211,7 @@ def _column(grid: PatchGrid, place: str) -> Float[np.ndarray, "case layer"]:
 
 
 def _complete(values: Float[np.ndarray, "case *axes"]) -> tuple[np.ndarray, np.ndarray]:
-    kept = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    kept = np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     return values[kept], kept
 
 

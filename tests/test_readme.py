@@ -42,12 +42,13 @@ def test_its_make_targets_exist():
 
 
 def test_the_files_and_names_of_its_table_are_there():
-    for path in re.findall(r"\| `((?:mechinterp|probes|studies)/[\w/]+\.py)` \|", README):
+    for path in re.findall(r"\| `((?:mechinterp|patching|probes|studies)/[\w/]+\.py)` \|", README):
         assert (ROOT / path).is_file(), path
     import mechinterp
+    import patching
     import probes
 
-    for package in (mechinterp, probes):
+    for package in (mechinterp, patching, probes):
         alias = {"mechinterp": "mi"}.get(package.__name__, package.__name__)
         for name in re.findall(rf"\b{alias}\.(\w+)", README):
             assert hasattr(package, name), f"{alias}.{name}"
