@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
-from mechinterp.loading import load
+from mechinterp.loading import load, wrap
 from patching.cases import Case
 from patching.components import patch_heads
 from patching.donors import FromRun
@@ -40,6 +40,7 @@ def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
         found[f"grid{suffix}"] = _grid(model, n, max(1, rounds // 3))
         found[f"column{suffix}"] = _column(model, n, rounds)
     found["heads"] = _heads(model, lengths[0], max(1, rounds // 3))
+    found["growth"] = _growth(model, lengths[0] // 2, max(1, rounds // 3))
     return found
 
 
@@ -64,23 +65,31 @@ def _grid(model: Any, n: int, rounds: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randperm(n_layers * n, generator=generator)[:SAMPLED].tolist()
     cells = [(index // n, index % n) for index in drawn]
-    grids: list[PatchGrid] = []
-
-    def ours() -> Tensor:
-        grids.append(_ours(model, n, list(range(n))))
-        return grids[-1].values[0, ..., 0]
-
     share = len(cells) / (n_layers * n)
     sample = (lambda x: torch.stack([x[cell] for cell in cells]), lambda x: x)
     peers = [Arm(name, make(model, n, cells), share, sample) for name, make in PEERS.items()]
-    found = interleave(Arm("ours", ours), peers, rounds)
-    least = sum((n_layers - layer) * (n - position) for layer in range(n_layers) for position in range(n))
-    found["executed_over_minimum"] = {
-        "ratio": grids[-1].token_layers / least, "wall_ratio": 1.0, "cpu_seconds": 0.0,
-        "token_layers": grids[-1].token_layers, "minimum": least,
-    }  # fmt: skip
-    found["flop_bound"] = _bound(model, least, found["ours"]["cpu_seconds"])
+    whole = Arm("ours", lambda: _ours(model, n, list(range(n))).values[0, ..., 0])
+    found = interleave(whole, peers, rounds)
+    found["executed_over_minimum"] = _executed(model)
+    found["flop_bound"] = _bound(model, _least(n_layers, n), found["ours"]["cpu_seconds"])
     return found
+
+
+def _least(n_layers: int, n: int) -> int:
+    """Token-layers that any exact engine runs: a cell changes all layers and positions from its own on."""
+    return sum((n_layers - layer) * (n - position) for layer in range(n_layers) for position in range(n))
+
+
+def _executed(model: Any, n: int = 8) -> dict[str, Any]:
+    """What a grid ran through layers over the least, on a short one, where the control weighs most."""
+    ran, least = _ours(model, n, list(range(n))).token_layers, _least(model.dims.n_layers, n)
+    return {
+        "ratio": ran / least,
+        "wall_ratio": 1.0,
+        "cpu_seconds": 0.0,
+        "token_layers": ran,
+        "minimum": least,
+    }
 
 
 def _column(model: Any, n: int, rounds: int) -> dict[str, Any]:
@@ -107,6 +116,22 @@ def _heads(model: Any, n: int, rounds: int) -> dict[str, Any]:
     peer = Arm("transformer_lens", _lens_heads(model, n, cells), len(cells) / (n_layers * n_heads), view)
     ours = Arm("ours", lambda: patch_heads(FromRun(model), model, [case], place="last").values[0, ..., 0])
     return interleave(ours, [peer], rounds)
+
+
+def _growth(model: Any, n: int, rounds: int) -> dict[str, Any]:
+    """A grid of half the layers against one of all, and against twice the length: by the count, 4 each."""
+    hf: Any = twin(model.backend.model)
+    n_layers = model.dims.n_layers // 2
+    hf.model.layers = hf.model.layers[:n_layers]
+    hf.config.num_hidden_layers = n_layers
+    half = wrap(hf, model.tokenizer, name="half", verify=False)
+
+    def grid(which: Any, length: int) -> Any:
+        return lambda: _ours(which, length, list(range(length))).values[0, ..., 0]
+
+    peers = [Arm("twice_the_layers", grid(model, n), 1.0, None)]
+    peers.append(Arm("twice_the_length", grid(half, 2 * n), 1.0, None))
+    return interleave(Arm("ours", grid(half, n)), peers, rounds)
 
 
 def _bound(model: Any, token_layers: int, seconds: float) -> dict[str, Any]:

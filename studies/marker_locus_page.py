@@ -143,6 +143,8 @@ def caveats(result: MarkerLocus) -> list[str]:
         n, undefined = len(set(locus.questions)), locus.into_base.n_undefined()
         if n < 10:
             found.append(f"{locus.name}: {n} questions, the units of its intervals.")
+        if not locus.lens.negatives:
+            found.append(f"{locus.name}: no finished answer lacks the marker, so none shows a would-be slot.")
         if undefined:
             found.append(
                 f"{locus.name}: recovered fractions leave out {undefined} answers where the models hardly"

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import activations, attention, generation, lens
+from benchmarks import activations, attention, generation, lens, patching
 from benchmarks.memory import extra_peak, grown
 from benchmarks.timing import Arm, error, interleave, machine, show
 from mechinterp.backends.twin import twin
@@ -102,7 +102,7 @@ def toy_arms(monkeypatch):
     def small(ours: Arm, peers: list[Arm], rounds: int):
         return real(Arm("ours", work(500)), [Arm(p.name, work(500), p.share) for p in peers], 1)
 
-    for module in (activations, attention, generation, lens):
+    for module in (activations, attention, generation, lens, patching):
         monkeypatch.setattr(module, "interleave", small)
 
 
@@ -122,6 +122,9 @@ KEYS = {
                 "T4096.eager.memory_ratio", "T4096.bare_forward.overhead"],
     lens: [f"rows{n}.{key}" for n in (1, 4)
            for key in ("nnterp_style.ratio", "transformer_lens.ratio", "bare_forward.overhead")],
+    patching: ["grid.transformer_lens.ratio", "grid.nnsight.ratio", "grid.executed_over_minimum.ratio",
+               "column.transformer_lens.ratio", "column.bare_forward.overhead", "grid_T128.nnsight.ratio",
+               "heads.transformer_lens.ratio", "growth.twice_the_layers.ratio"],
 }  # fmt: skip
 
 
@@ -143,7 +146,12 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
         )
         megabytes = {"ours": 50.0, "bare_forward": 40.0, "eager": 1300.0, "transformer_lens": 250.0}
         monkeypatch.setattr(attention, "extra_peak", lambda _, case, arm, dtype, threads: megabytes[arm])
-    else:
+    elif workload is patching:
+        monkeypatch.setattr(
+            patching, "PEERS", dict.fromkeys(patching.PEERS, lambda model, n, cells: lambda: torch.ones(1))
+        )
+        monkeypatch.setattr(patching, "_lens_heads", lambda model, n, cells: lambda: torch.ones(1))
+    elif workload is generation:
         monkeypatch.setattr(generation, "_against_recomputation", lambda model, prompt, n: 0.0)
     found = workload.measure(rounds=1, quick=False, dtype=torch.float32)
     assert set(KEYS[workload]) <= ends(found)
