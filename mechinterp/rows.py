@@ -97,5 +97,17 @@ def packed(lengths: Sequence[int], slots: int) -> list[list[int]]:
     return batches
 
 
+def one_text(
+    tokens: Int[Tensor, "1 position"] | Int[Tensor, "position"], *, many: str, name: str = "tokens"
+) -> Int[Tensor, "position"]:
+    """The ids of a single text, with or without a batch axis of one; `many` names what takes several."""
+    ids = torch.as_tensor(tokens)
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or not len(ids):
+        raise ValueError(f"{name} must be one text, [1, position], not {list(ids.shape)}; see {many}")
+    return ids
+
+
 def is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mechinterp.json_io import canonical_sha256
 from mechinterp.model import Model
+from mechinterp.rows import one_text
 from patching.metrics import Metric
 
 
@@ -39,6 +39,25 @@ class Case:
     def source_position(self, position: int) -> int:
         """Where the source stands for a position of the target."""
         return self.alignment.get(position, position) if self.alignment else position
+
+
+def one_case(
+    tokens: Int[Tensor, "1 position"] | Int[Tensor, "position"],
+    metrics: Sequence[Metric],
+    positions: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    source_tokens: Int[Tensor, "1 position"] | None,
+    alignment: Mapping[int, int] | None,
+) -> Case:
+    """A single text; without positions, each one up to the last row that is read is a place of its own."""
+    ids = one_text(tokens, many="patch_cases")
+    if positions is None:
+        positions = range(max((metric.at for metric in metrics), default=-1) + 1)
+    named = positions if isinstance(positions, Mapping) else {str(p): (p,) for p in positions}
+    places = {name: tuple(sorted(set(where))) for name, where in named.items()}
+    source = None
+    if source_tokens is not None:
+        source = one_text(source_tokens, many="patch_cases", name="source_tokens")
+    return Case(ids, tuple(metrics), places, source, alignment or {})
 
 
 def check_cases(cases: Sequence[Case]) -> None:
@@ -108,15 +127,3 @@ def _vocabulary(model: Model) -> str:
     """A digest of the ids of a tokenizer; models without one are taken at their word."""
     tokenizer: Any = model.tokenizer
     return "" if tokenizer is None else canonical_sha256(sorted(tokenizer.get_vocab().items()))[:12]
-
-
-def one_text(
-    tokens: Int[Tensor, "1 position"] | Int[Tensor, "position"], what: str = "tokens"
-) -> Int[Tensor, "position"]:
-    """The ids of a single text, with or without a batch axis of one."""
-    ids = torch.as_tensor(tokens)
-    if ids.ndim == 2 and len(ids) == 1:
-        ids = ids[0]
-    if ids.ndim != 1 or not len(ids):
-        raise ValueError(f"{what} must be one text, [1, position], not {list(ids.shape)}; see patch_cases")
-    return ids

@@ -21,7 +21,7 @@ from mechinterp.model import Model
 from mechinterp.results import Result
 from mechinterp.sites import WRITABLE, Site, SiteName, as_index
 from mechinterp.where import At
-from patching.cases import Case, check_cases, check_pair, one_text
+from patching.cases import Case, check_cases, check_pair, one_case
 from patching.cells import Cell, Edit, untouched
 from patching.donors import FromRun, Values
 from patching.metrics import Metric
@@ -189,11 +189,7 @@ def _case(
         raise TypeError(
             f"attribution has one metric, such as patching.log_prob(token, at=row); not {metric!r}"
         )
-    places = range(metric.at + 1) if positions is None else positions
-    named = places if isinstance(places, Mapping) else {str(p): (p,) for p in places}
-    donor = None if source_tokens is None else one_text(source_tokens, "source_tokens")
-    sorted_places = {name: tuple(sorted(set(where))) for name, where in named.items()}
-    case = Case(one_text(tokens), (metric,), sorted_places, donor, alignment or {})
+    case = one_case(tokens, (metric,), positions, source_tokens, alignment)
     check_cases([case])
     if not case.places:
         raise ValueError("positions is empty; name at least one position")

@@ -16,7 +16,8 @@ from mechinterp.activations import State
 from mechinterp.backends.verify import TOLERANCE
 from mechinterp.knockout import KnockOut
 from mechinterp.model import Model
-from patching.cases import Case, check_cases, one_text
+from mechinterp.rows import one_text
+from patching.cases import Case, check_cases
 from patching.grid import PatchGrid
 from patching.metrics import Metric
 from patching.residual import layer_sets
@@ -57,7 +58,9 @@ def knock_out(
     places = {name: tuple(int(p) for p in where) for name, where in named.items()}
     if ROWS_PLACE in places:
         raise ValueError(f"a region cannot be called {ROWS_PLACE!r}, which names the rows; call it otherwise")
-    case = Case(one_text(tokens), metrics, {ROWS_PLACE: tuple(int(r) for r in rows), **places})
+    case = Case(
+        one_text(tokens, many="knock_out_cases"), metrics, {ROWS_PLACE: tuple(int(r) for r in rows), **places}
+    )
     return knock_out_cases(
         model, [case], rows=ROWS_PLACE, windows=windows, heads=heads, placebos=placebos, seed=seed
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechinterp.model import Model
 from mechinterp.sites import Site, SiteName
-from patching.cases import Case, check_cases, check_pair, one_text
+from patching.cases import Case, check_cases, check_pair, one_case
 from patching.cells import Cell, Edit, Untouched, stage_of, untouched
 from patching.donors import Donor, FromRun, Null, Values, derangement, norm_matched, rows_of_another
 from patching.grid import PatchGrid
@@ -43,13 +43,7 @@ def patch_residual(
     Raises ValueError or IndexError before any compute.
     """
     metrics = (metric,) if isinstance(metric, Metric) else tuple(metric)
-    ids = one_text(tokens)
-    if positions is None:
-        positions = range(max((m.at for m in metrics), default=-1) + 1)
-    named = positions if isinstance(positions, Mapping) else {str(p): (p,) for p in positions}
-    places = {name: tuple(sorted(set(where))) for name, where in named.items()}
-    donor = None if source_tokens is None else one_text(source_tokens, "source_tokens")
-    case = Case(ids, metrics, places, donor, alignment or {})
+    case = one_case(tokens, metrics, positions, source_tokens, alignment)
     return patch_cases(FromRun(source), target, [case], site=site, layers=layers, nulls=nulls, seed=seed)
 
 

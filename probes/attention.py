@@ -15,6 +15,7 @@ from torch import Tensor
 from mechinterp import figures
 from mechinterp.model import Model
 from mechinterp.results import Result
+from mechinterp.rows import one_text
 from mechinterp.segmentation import Segmentation
 from mechinterp.theme import INK, numbers
 from probes.attention_batch import fractions_of
@@ -156,11 +157,7 @@ def attention_fractions(
     names a marker's), or positions alone, which are then named by their numbers; -1 is the last.
     Raises ValueError, TypeError or IndexError before any compute.
     """
-    ids = torch.as_tensor(tokens)
-    if ids.ndim == 2 and len(ids) == 1:
-        ids = ids[0]
-    if ids.ndim != 1:
-        raise ValueError(f"tokens must be one text, [1, position], not {list(ids.shape)}; see fractions_of")
+    ids = one_text(tokens, many="fractions_of")
     named = dict(rows) if isinstance(rows, Mapping) else {str(row): row for row in rows}
     found = fractions_of(model, [ids], [[segmentation]], [list(named.values())], layers=layers)[0]
     positions = tuple(len(ids) - 1 if row == -1 else int(row) for row in named.values())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechinterp.model import Model
 from mechinterp.results import Result
+from mechinterp.rows import one_text
 from mechinterp.sites import as_index
 from mechinterp.stats.halves import HEADS_PER_LAYER, HeadSelection, select_heads
 from probes import direct_figures
@@ -152,10 +153,7 @@ def attribution(
     scores the token that follows it. Raises TypeError, ValueError or IndexError before any compute for what
     cannot be met, and ValueError where the parts do not sum to the difference before soft-capping to 1e-3.
     """
-    ids = torch.as_tensor(tokens)
-    ids = ids[0] if ids.ndim == 2 and len(ids) == 1 else ids
-    if ids.ndim != 1:
-        raise ValueError(f"tokens must be one text, [1, position], not {list(ids.shape)}; see attributions")
+    ids = one_text(tokens, many="attributions")
     named = dict(rows) if isinstance(rows, Mapping) else {str(row): row for row in rows}
     texts = [Text(text.ids, text.rows) for text in checked(model, [ids], [list(named.values())])]
     n = len(named)

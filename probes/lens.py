@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.model import Model
 from mechinterp.results import Result
+from mechinterp.rows import one_text
 from probes import lens_figures
 from probes.lens_batch import checked, through
 from probes.lens_read import Asked, LensValues, Targets, ask, first_layer, tensors_of
@@ -131,21 +131,12 @@ def logit_lens(
     the most probable tokens are kept. Raises TypeError, ValueError, KeyError or IndexError before any compute
     for what cannot be met, and ValueError where the last entry is not the model's own logits.
     """
-    ids = one_text(tokens)
+    ids = one_text(tokens, many="lens_values")
     named = dict(rows) if isinstance(rows, Mapping) else {str(row): row for row in rows}
     asked = ask(model, targets, pairs, top_k)
     texts = checked(model, [ids], [list(named.values())])
     values = through((model,), texts, asked, translators)[0]
     return as_result(model, ids, tuple(named), texts[0].rows, asked, translators, values)
-
-
-def one_text(tokens: Tensor) -> Int[Tensor, "position"]:
-    """The ids of a single text; raises ValueError for several."""
-    ids = torch.as_tensor(tokens)
-    ids = ids[0] if ids.ndim == 2 and len(ids) == 1 else ids
-    if ids.ndim != 1:
-        raise ValueError(f"tokens must be one text, [1, position], not {list(ids.shape)}; see lens_values")
-    return ids
 
 
 def as_result(

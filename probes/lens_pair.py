@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mechinterp.model import Model
 from mechinterp.results import Result
+from mechinterp.rows import one_text
 from probes import lens_figures
-from probes.lens import LogitLens, as_result, one_text
+from probes.lens import LogitLens, as_result
 from probes.lens_batch import checked, through
 from probes.lens_read import GATE, Targets, ask, distance, head_logits
 from probes.translators import Translators
@@ -136,7 +137,7 @@ def compare_lenses(
     Raises ValueError too for models of other sizes, in another dtype or with other tokenizers.
     """
     check_comparable(trained, base)
-    ids = one_text(tokens)
+    ids = one_text(tokens, many="lens_values")
     named = dict(rows) if isinstance(rows, Mapping) else {str(row): row for row in rows}
     asked = ask(trained, targets, pairs, top_k)
     texts = checked(trained, [ids], [list(named.values())])
