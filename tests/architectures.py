@@ -80,6 +80,11 @@ def tiny(family: str, seed: int = 0) -> nn.Module:
     return model.requires_grad_(False)
 
 
+def hooks_of(model: nn.Module) -> list[int]:
+    """The keys of every hook on a model: transformers leaves its own on one that was asked for attentions."""
+    return [key for m in model.modules() for key in (*m._forward_hooks, *m._forward_pre_hooks)]
+
+
 @cache
 def shared(family: str) -> nn.Module:
     """One model for all tests of a process; tests must leave it as it is (a fixture checks)."""

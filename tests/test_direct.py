@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 import probes
+from mechinterp.backends.twin import twin
 from mechinterp.backends.verify import TOLERANCE
 from mechinterp.loading import wrap
 from mechinterp.model import Model
@@ -16,7 +17,7 @@ from mechinterp.results import load_result
 from probes.direct import Attribution, attribution, attributions
 from probes.direct_pair import AttributionComparison, compare_attributions
 from probes.frozen_norm import freeze
-from tests.architectures import FAMILIES, shared, tiny
+from tests.architectures import FAMILIES, hooks_of, shared, tiny
 from tests.passes import PAIRS, made, reference, relative
 
 TARGET, COMPETITOR = 5, 9
@@ -84,16 +85,17 @@ def test_soft_capping_is_not_part_of_the_difference():
 def test_nothing_of_the_model_is_changed():
     own: Any = shared("gpt2")
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    hooks = hooks_of(own)
     of(own)
     assert all(torch.equal(before[name], tensor) for name, tensor in own.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in own.modules())
+    assert hooks_of(own) == hooks
 
 
 # parity with explicit weights -------------------------------------------------------------------------------
 
 
 def test_llama_by_hand():
-    own: Any = shared("llama")
+    own: Any = twin(shared("llama"))
     kept = caught(own, own.model.layers, "self_attn.o_proj", "self_attn", "mlp")
     direction = own.lm_head.weight[TARGET] - own.lm_head.weight[COMPETITOR]
     final = own(ids()[None], output_hidden_states=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mechinterp import gather as gathering
+from mechinterp.backends.twin import twin
 from mechinterp.gather import batches, gather, groups
 from mechinterp.loading import wrap
 from mechinterp.sites import Site
@@ -134,7 +135,7 @@ def test_many_small_passes_are_one_large_one(llama, monkeypatch):
 
 def test_fault_005_resid_post_of_layer_l_is_hidden_state_l_plus_one(llama):
     prompts = drawn(7)
-    hidden = shared("llama")(prompts[0][None], output_hidden_states=True).hidden_states
+    hidden = twin(shared("llama"))(prompts[0][None], output_hidden_states=True).hidden_states
     got = gather(llama, prompts, all_layers(llama, "resid_post"), last_of(prompts))[0]
     for layer in range(llama.dims.n_layers - 1):  # the last hidden state is taken after the final norm
         assert_close(got[layer], hidden[layer + 1][0, -1], atol=2e-5, rtol=1e-4)

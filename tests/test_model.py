@@ -86,7 +86,7 @@ def test_logits_are_the_models_own_and_shapes_are_those_of_dims(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fault_005_hidden_states_are_the_residuals_except_the_last_which_is_normed(family):
-    hidden = shared(family)(ids(), output_hidden_states=True).hidden_states
+    hidden = twin(shared(family))(ids(), output_hidden_states=True).hidden_states
     model = of(family)
     seen = model.forward(ids(), capture=[*sites("resid_pre", range(3)), *sites("resid_post", range(3))])
     for layer in range(3):

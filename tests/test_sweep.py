@@ -14,7 +14,7 @@ from mechinterp.where import At
 from patching import incremental, sweep
 from patching.cells import untouched
 from patching.sweep import sweep_cells
-from tests.architectures import FAMILIES, shared
+from tests.architectures import FAMILIES, hooks_of, shared
 
 N, CLOSE = 11, {"atol": 2e-5, "rtol": 1e-4}
 BACKENDS = ["transformers", "nnsight", "hooked_transformer", "transformer_bridge"]
@@ -152,10 +152,6 @@ def test_an_engine_that_fails_its_own_control_is_not_used(monkeypatch):
     found = sweep_cells(untouched(model, ids(), read), cells, read)
     assert found.engine == "whole passes: a cell without edits came out 5.0e-01 off, with 1e-04 allowed"
     assert_close(found.values, expected.values, **CLOSE)
-
-
-def hooks_of(hf) -> list[int]:
-    return [key for m in hf.modules() for key in (*m._forward_hooks, *m._forward_pre_hooks)]
 
 
 def test_the_models_own_modules_are_as_before_even_after_an_error():
