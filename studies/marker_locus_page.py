@@ -79,10 +79,11 @@ def decided(locus: Locus) -> str:
 
 def headline(locus: Locus, one: Verdict) -> Headline:
     """A verdict as a line of the headline table."""
+    defined = one.estimate == one.estimate
     return Headline(
-        f"{locus.name}: {one.measure}", _number(one.estimate), _number(one.low), _number(one.high), one.n,
-        UNIT, "95 % over questions", one.test, None,
-        f"{one.name}: {one.verdict}",
+        f"{locus.name}: {one.name}, {one.verdict}", _number(one.estimate), _number(one.low),
+        _number(one.high), one.n, UNIT, f"95 %, {one.test}", "", None,
+        one.measure if defined else one.reason,
     )  # fmt: skip
 
 

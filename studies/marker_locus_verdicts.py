@@ -55,7 +55,8 @@ def layer_shift(locus: Locus) -> Verdict:
     """Does the marker's layer lie apart from the layer where attention changed most?
 
     The layer from which on the state at emit recovers half, minus the peak of trained minus base attention to
-    the system region, both of the mean curve, bootstrapped over questions together.
+    the system region, both of the mean curve, bootstrapped over questions together. Where layers of the map
+    were left out, half may have been passed in any of those before, and the interval reaches down to them.
     """
     name, measure = (
         "layer shift",
@@ -76,6 +77,7 @@ def layer_shift(locus: Locus) -> Verdict:
         nowhere = "half is not recovered at any layer"
         return Verdict(name, "undecided", measure, found, math.nan, math.nan, n, nowhere, BOOTSTRAP)
     low, high = np.quantile(shifts[~np.isnan(shifts)], bootstrap_tails(n, 0.95))
+    low -= np.diff(layers).max(initial=1) - 1
     word: Word = "holds" if low > 0 or high < 0 else "undecided"
     reason = "the two layers lie apart" if word == "holds" else "the interval holds 0"
     return Verdict(name, word, measure, found, float(low), float(high), n, reason, BOOTSTRAP)
