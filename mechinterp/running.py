@@ -153,8 +153,7 @@ def loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
     def base_of(spec: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in spec.items() if name != "adapter" and value is not None}
 
-    single = [spec for spec in specs.values() if "pair" not in spec]
-    adapted = [spec for spec in single if spec.get("adapter") is not None]
+    adapted = [spec for spec in specs.values() if spec.get("adapter") is not None]
     shared = {canonical_sha256(base_of(s)) for s in adapted if s.get("backend") == "transformers"}
     bases: dict[str, Any] = {}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechinterp import drawing
 from mechinterp.activations import with_parts
+from mechinterp.batches import shrinking
 from mechinterp.divergence import kl
 from mechinterp.interventions import Intervention
 from mechinterp.model import Model
@@ -63,19 +64,12 @@ def sample(
         raise ValueError(f"{len(rows)} rows need as many names; got {len(labels)}")
     ids = stop_ids(model) if stop is None else stop
     plan = _Plan(model, tuple(phases), temperature, top_p, seed, ids, watch)
-    parts, sizes, start, size = [], [], 0, batch_size or len(rows)
-    while start < len(rows):
-        chosen = range(start, min(start + size, len(rows)))
-        try:
-            parts.append(_Batch(plan, [rows[i] for i in chosen], [labels[i] for i in chosen], chosen).run())
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = max(1, min(size, len(rows)) // 2)
-            continue
-        sizes.append(len(chosen))
-        start += size
-    return joined(parts, tuple(sizes))
+
+    def run(chosen: range) -> Samples:
+        return _Batch(plan, [rows[i] for i in chosen], [labels[i] for i in chosen], chosen).run()
+
+    done = list(shrinking(len(rows), batch_size or len(rows), run))
+    return joined([part for _, part in done], tuple(len(chosen) for chosen, _ in done))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mechinterp.activations import State
 from mechinterp.backends.protocol import Block, Pass, RunsBlocks
 from mechinterp.backends.turns import turn
+from mechinterp.batches import shrinking
 from mechinterp.rows import layout
 from mechinterp.sites import Site
 from patching.cells import Cell, Edit, Untouched, stage_of
@@ -98,7 +99,7 @@ def run(run: Untouched, cells: Sequence[Cell], read: Read, slots: int) -> Ran:
         logits_of = _Columns(run, start, slots, [()] if start == control else [])
         for part, logits in logits_of([cells[i] for i in members]):
             if len(logits) > len(part):
-                deviation = _relative(logits[0], run.logits)
+                deviation = relative(logits[0], run.logits)
                 logits = logits[1:]
             values = read(logits)
             found = torch.empty(len(cells), values.shape[1]) if found is None else found
@@ -118,23 +119,15 @@ class _Columns:
     control: list[Cell]
     token_layers: int = 0
 
-    def __call__(self, cells: list[Cell]) -> Iterable[tuple[list[int], Tensor]]:
-        width = self.run.tokens.shape[1] - self.start
-        size = max(1, self.slots // width)
+    def __call__(self, cells: list[Cell]) -> Iterator[tuple[range, Tensor]]:
+        size = max(1, self.slots // (self.run.tokens.shape[1] - self.start))
         with _blocks(self.run, self.start) as block:
-            at = 0
-            while at < len(cells):
-                part = list(range(at, min(at + size, len(cells))))
-                suffix = Suffix(self.start, [*(self.control if not at else ()), *(cells[i] for i in part)])
-                try:
-                    logits = self._logits(block, suffix)
-                except torch.OutOfMemoryError:
-                    if size == 1:
-                        raise
-                    size = max(1, min(size, len(part)) // 2)
-                    continue
-                yield part, logits
-                at += len(part)
+
+            def logits(part: range) -> Tensor:
+                control = self.control if part.start == 0 else []
+                return self._logits(block, Suffix(self.start, [*control, *cells[part.start : part.stop]]))
+
+            yield from shrinking(len(cells), size, logits)
 
     def _logits(self, block: Block, suffix: Suffix) -> Float[Tensor, "cell row d_vocab"]:
         run, start = self.run, self.start
@@ -171,6 +164,7 @@ def entry(cell: Cell) -> int:
     return min((stage_of(edit.site) for edit in cell), default=0)
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def relative(found: Tensor, expected: Tensor) -> float:
+    """How far logits came out from those of the untouched run, relative to these."""
     expected = expected.to(found)
     return float((found - expected).norm() / expected.norm())

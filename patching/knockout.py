@@ -14,11 +14,13 @@ from torch import Tensor
 
 from mechinterp.activations import State
 from mechinterp.backends.verify import TOLERANCE
+from mechinterp.batches import shrinking
 from mechinterp.knockout import KnockOut
 from mechinterp.model import Model
 from mechinterp.rows import one_text
 from patching.cases import Case, check_cases
 from patching.grid import PatchGrid
+from patching.incremental import relative
 from patching.metrics import Metric
 from patching.residual import layer_sets
 from patching.sweep import ROWS, Swept, read
@@ -183,23 +185,18 @@ def _run(
     prepared: _Prepared, cells: Sequence[tuple[Window, Region]], metrics: Sequence[Metric]
 ) -> tuple[Float[Tensor, "cell metric"], float]:
     """What the metrics read in each cell; how far a row without a knock-out came out from the whole pass."""
-    size, at, deviation = max(1, ROWS // (len(prepared.ids) - prepared.start)), 0, 0.0
-    found: list[Tensor] = []
-    while at < len(cells):
-        part = cells[at : at + size]
-        try:
-            logits = _logits(prepared, [None, *part] if not at else part)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = max(1, min(size, len(part)) // 2)
-            continue
-        if not at:
-            control, expected = logits[0], prepared.logits.to(logits)
-            deviation = float((control - expected).norm() / expected.norm())
+    deviation, found = 0.0, []
+    size = max(1, ROWS // (len(prepared.ids) - prepared.start))
+    control: list[None] = [None]
+
+    def run(part: range) -> Tensor:
+        return _logits(prepared, [*(control if part.start == 0 else ()), *cells[part.start : part.stop]])
+
+    for part, logits in shrinking(len(cells), size, run):
+        if part.start == 0:
+            deviation = relative(logits[0], prepared.logits)
             logits = logits[1:]
         found.append(read(metrics, prepared.read_at, logits))
-        at += len(part)
     return torch.cat(found), deviation
 
 

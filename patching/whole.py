@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechinterp.batches import shrinking
 from mechinterp.interventions import Apply
 from mechinterp.where import At
 from patching.cells import Cell, Edit, Untouched
@@ -16,19 +17,9 @@ Read = Callable[[Tensor], Tensor]
 def run(run: Untouched, cells: Sequence[Cell], read: Read, slots: int) -> tuple[Tensor, int]:
     """What `read` makes of every cell's logits at the run's rows, and the tokens times layers that ran."""
     length = run.tokens.shape[1]
-    size, at = max(1, slots // length), 0
-    found: list[Tensor] = []
-    while at < len(cells):
-        part = cells[at : at + size]
-        try:
-            found.append(read(_logits(run, part)))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = max(1, min(size, len(part)) // 2)
-            continue
-        at += len(part)
-    return torch.cat(found), len(cells) * length * run.model.dims.n_layers
+    size = max(1, slots // length)
+    done = shrinking(len(cells), size, lambda part: read(_logits(run, cells[part.start : part.stop])))
+    return torch.cat([values for _, values in done]), len(cells) * length * run.model.dims.n_layers
 
 
 def _logits(run: Untouched, cells: Sequence[Cell]) -> Float[Tensor, "cell row d_vocab"]:

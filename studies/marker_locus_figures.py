@@ -69,10 +69,8 @@ def lost_figure(result: MarkerLocus, locus: Locus, part: str, *, together: bool)
     for donor, label in (("zero", "zeros"), ("mean", "mean of control rows"), ("base", "the base's own")):
         grid = locus.ablations[f"{part} {donor}"]
         values = grid.effects().double().numpy()[:, :, 0]
-        chosen = [
-            i for i, layers in enumerate(grid.layers) if (len(layers) > 1 or layers == (0,)) == together
-        ]
-        chosen = list(range(max(map(max, grid.layers)) + 1)) if not together else chosen
+        wanted = [tuple(range(len(one))) == one if together else len(one) == 1 for one in grid.layers]
+        chosen = [i for i, this in enumerate(wanted) if this]
         found = clustered_mean(values[:, chosen], grid.clusters, unit=UNIT)
         table = found.curve().to_dataframe("layer", "value")
         parts.append(table.assign(layer=[grid.layers[i][-1] for i in chosen], donor=label))
