@@ -81,14 +81,10 @@ def headline(locus: Locus, one: Verdict) -> Headline:
     """A verdict as a line of the headline table."""
     defined = one.estimate == one.estimate
     return Headline(
-        f"{locus.name}: {one.name}, {one.verdict}", _number(one.estimate), _number(one.low),
-        _number(one.high), one.n, UNIT, f"95 %, {one.test}", "", None,
+        f"{locus.name}: {one.name}, {one.verdict}", one.estimate, one.low,
+        one.high, one.n, UNIT, f"95 %, {one.test}", "", None,
         one.measure if defined else one.reason,
     )  # fmt: skip
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value
 
 
 def verdict_table(result: MarkerLocus) -> Table:

@@ -107,67 +107,57 @@ def earlier_timesteps(locus: Locus) -> Verdict:
     held_out = _chosen_on_the_other_half(kept, clusters)
     if held_out is None:
         return _too_few(name, measure, len(set(clusters)))
-    return _against_line(
-        name, measure, held_out, clusters, SUBSTANTIAL, "of the distance from base to trained"
-    )
+    side = f"{SUBSTANTIAL:g} of the distance from base to trained"
+    return _judged(
+        name, measure, held_out, clusters, line=SUBSTANTIAL, above=("holds", f"above {side}"),
+        below=("does not hold", f"below {side}"), undecided=f"on both sides of {side}",
+    )  # fmt: skip
 
 
 def mlp_route(locus: Locus) -> Verdict:
     """Do MLPs at emit write more of the marker's change than attention does, directly?"""
     change = locus.attribution.change.values
-    share = (change.mlp_out.sum(1) - change.attn_out.sum(1)).double().numpy()[:, None]
-    found = clustered_mean(share, locus.questions, unit=UNIT)
-    measure = "direct contribution to the change of marker minus competitor: all MLPs minus all attention"
-    if found.n < 3:
-        return _too_few("MLP rather than attention route", measure, found.n)
-    estimate, low, high = (float(x[0]) for x in (found.estimate, found.low, found.high))
-    word: Word = "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
-    reason = {
-        "holds": "MLPs write more than attention",
-        "does not hold": "attention writes more than MLPs",
-        "undecided": "the interval holds 0",
-    }[word]
-    return Verdict("MLP rather than attention route", word, measure, estimate, low, high, found.n, reason)
+    return _judged(
+        "MLP rather than attention route",
+        "direct contribution to the change of marker minus competitor: all MLPs minus all attention",
+        (change.mlp_out.sum(1) - change.attn_out.sum(1)).double().numpy(),
+        locus.questions,
+        above=("holds", "MLPs write more than attention"),
+        below=("does not hold", "attention writes more than MLPs"),
+    )
 
 
 def seen_or_look(locus: Locus) -> tuple[Verdict, Verdict]:
     """Is attention at emit changed through the stream that it sees, and through its own weights?"""
-    made = []
-    for name, effect in (("changed stream", "stream"), ("own attention weights", "weights")):
-        values = locus.swap.effects()[effect].mean(1, keepdims=True)
-        found = clustered_mean(values, locus.questions, unit=UNIT)
-        measure = f"main effect of the {effect} on emit's attention to {locus.swap.region}, mean over layers"
-        if found.n < 3:
-            made.append(_too_few(f"attention changed through {name}", measure, found.n))
-            continue
-        estimate, low, high = (float(x[0]) for x in (found.estimate, found.low, found.high))
-        word: Word = "holds" if low > 0 or high < 0 else "undecided"
-        reason = "the effect differs from 0" if word == "holds" else "the interval holds 0"
-        made.append(
-            Verdict(f"attention changed through {name}", word, measure, estimate, low, high, found.n, reason)
+    moved: tuple[Word, str] = ("holds", "the effect differs from 0")
+    effects = locus.swap.effects()
+
+    def judged(name: str, effect: str) -> Verdict:
+        return _judged(
+            f"attention changed through {name}",
+            f"main effect of the {effect} on emit's attention to {locus.swap.region}, mean over layers",
+            effects[effect].mean(1),
+            locus.questions,
+            above=moved,
+            below=moved,
         )
-    return made[0], made[1]
+
+    return judged("changed stream", "stream"), judged("own attention weights", "weights")
 
 
 def system_region(locus: Locus) -> Verdict:
     """Does the marker need emit's look at the system prompt? Against regions of equal size, all layers."""
-    name = "the look at the system prompt is needed"
     grid = locus.knocked_trained
-    measure = "change of log p of the marker without emit's look at it, minus the placebo regions' mean"
     every = max(range(len(grid.layers)), key=lambda i: len(grid.layers[i]))
     placebo = np.mean([grid.effects(null=null).double().numpy()[:, every, 0] for null in grid.nulls], axis=0)
-    values = grid.effects().double().numpy()[:, every, 0] - placebo
-    found = clustered_mean(values[:, None], grid.clusters, unit=UNIT)
-    if found.n < 3:
-        return _too_few(name, measure, found.n)
-    estimate, low, high = (float(x[0]) for x in (found.estimate, found.low, found.high))
-    word: Word = "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
-    reason = {
-        "holds": "without it the marker loses more than without as many other tokens",
-        "does not hold": "without it the marker loses less than without as many other tokens",
-        "undecided": "the interval holds 0",
-    }[word]
-    return Verdict(name, word, measure, estimate, low, high, found.n, reason)
+    return _judged(
+        "the look at the system prompt is needed",
+        "change of log p of the marker without emit's look at it, minus the placebo regions' mean",
+        grid.effects().double().numpy()[:, every, 0] - placebo,
+        grid.cases if grid.clusters is None else grid.clusters,
+        above=("does not hold", "without it the marker loses less than without as many other tokens"),
+        below=("holds", "without it the marker loses more than without as many other tokens"),
+    )
 
 
 def replicated(loci: Sequence[Locus], name: str) -> str:
@@ -179,19 +169,24 @@ def replicated(loci: Sequence[Locus], name: str) -> str:
     return f"same sign in {'all' if same else 'not all'} of {len(found)} runs and seeds"
 
 
-def _against_line(
+def _judged(
     name: str,
     measure: str,
     values: Float[np.ndarray, "case"],
     clusters: Sequence[str],
-    line: float,
-    unit: str,
+    *,
+    above: tuple[Word, str],
+    below: tuple[Word, str],
+    line: float = 0.0,
+    undecided: str = "the interval holds 0",
 ) -> Verdict:
+    """What follows from a mean over questions whose interval lies above the line, below it, or across it."""
     found = clustered_mean(values[:, None], clusters, unit=UNIT)
+    if found.n < 3:
+        return _too_few(name, measure, found.n)
     estimate, low, high = (float(x[0]) for x in (found.estimate, found.low, found.high))
-    word: Word = "holds" if low > line else "does not hold" if high < line else "undecided"
-    where = {"holds": "above", "does not hold": "below", "undecided": "on both sides of"}[word]
-    return Verdict(name, word, measure, estimate, low, high, found.n, f"{where} {line:g} {unit}")
+    word, reason = above if low > line else below if high < line else ("undecided", undecided)
+    return Verdict(name, word, measure, estimate, low, high, found.n, reason)
 
 
 def _chosen_on_the_other_half(
