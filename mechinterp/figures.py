@@ -246,12 +246,12 @@ def _lay_out_cells(figure: go.Figure, matrix: pd.DataFrame) -> None:
     rows, columns = matrix.shape
     cell = min(46.0, max(10.0, 700 / max(rows, 1)))
 
-    def ticks(names: Sequence[object]) -> dict[str, Any]:
+    def ticks(names: Sequence[object], width: int) -> dict[str, Any]:
         every = -(-len(names) // 64)
         shown = range(0, len(names), every)
         return {
             "tickvals": list(shown),
-            "ticktext": [label(names[i], 26) for i in shown],
+            "ticktext": [label(names[i], width) for i in shown],
             "tickfont": {"size": 13 if len(names) <= 24 else 9 if len(names) > 40 else 11},
         }
 
@@ -259,10 +259,10 @@ def _lay_out_cells(figure: go.Figure, matrix: pd.DataFrame) -> None:
     room = cell if square else 780 / max(columns, 1)
     longest = max((len(str(name)) for name in matrix.columns), default=0)
     figure.update_layout(height=round(240 + rows * cell), plot_bgcolor="#C8C8C8")
-    figure.update_xaxes(**ticks(list(matrix.columns)), showgrid=False, showline=False, ticks="")
+    figure.update_xaxes(**ticks(list(matrix.columns), 26), showgrid=False, showline=False, ticks="")
     figure.update_xaxes(tickangle=0 if 7 * longest < room else -45 if room > 18 else -90)
     figure.update_yaxes(
-        **ticks(list(matrix.index)), showgrid=False, showline=False, ticks="", autorange="reversed"
+        **ticks(list(matrix.index), 40), showgrid=False, showline=False, ticks="", autorange="reversed"
     )
     if square:
         figure.update_layout(width=max(800, round(170 + 6 * min(longest, 26) + columns * cell)))

@@ -69,6 +69,7 @@ def difference(result: ZltAttention, reading: Reading) -> "go.Figure":
         layers = np.flatnonzero(verdicts == verdict)
         figure.add_bar(
             x=layers.tolist(), y=numbers(tested.estimate[layers]), name=verdict, marker_color=tint,
+            width=0.8,  # else a trace of a few layers has bars as wide as these are apart
             customdata=[_p_values(tested, layer) for layer in layers.tolist()],
             hovertemplate="layer %{x}: %{y:.4g}<br>%{customdata}<extra></extra>",
         )  # fmt: skip

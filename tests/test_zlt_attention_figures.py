@@ -81,6 +81,7 @@ def test_the_planted_layers_are_the_ones_marked():
     assert bars["raised"][0] == [UP]
     assert bars["lowered"][0] == [DOWN]
     assert sorted(bars["not told from 0"][0]) == sorted({*range(LAYERS)} - {UP, DOWN})
+    assert {t.width for t in figure.data if t.type == "bar"} == {0.8}, "no bar reaches into its neighbours"
     table = held("trained - base")
     found = dict(sorted(pair for x, y in bars.values() for pair in zip(x, y, strict=True)))
     np.testing.assert_allclose(list(found.values()), table["contrast"])
@@ -109,6 +110,12 @@ def test_the_heat_map_holds_every_condition_about_zero():
             z = cells.z[names.index(f"{persona} · {arm}")]
             np.testing.assert_allclose(z, held(arm.replace("−", "-"), persona=persona)["contrast"])
     assert "n = 6 conditions" in subtitle(figure)
+
+
+def test_conditions_of_a_long_name_are_told_apart():
+    long = planted(("software_engineer",), up=0.1, down=0.0)
+    names = list(conditions(long).layout.yaxis.ticktext)
+    assert names == [f"software engineer · {arm}" for arm in ("trained", "base", "trained − base")]
 
 
 def test_the_stack_is_the_whole_row_and_the_sink_lies_over_it():
