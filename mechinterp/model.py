@@ -160,7 +160,7 @@ class Model:
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
         """The logits of a stream after the last layer: final norm, unembedding, scale and soft-capping."""
-        return self.backend.unembed(residual)
+        return self.backend.readout.unembed(residual)
 
     # checks -------------------------------------------------------------------------------------------------
 

@@ -135,10 +135,10 @@ def _streams(model: Model, texts: Sequence[Text], pairs: Tensor, rows: Sequence[
 
 def _taken_apart(model: Model, streams: _Streams, pairs: Sequence[tuple[int, int]]) -> Contributions:
     """Some rows, part by part, in float64 from what the model itself computed."""
-    backend = model.backend
+    backend, readout = model.backend, model.backend.readout
     direction, unembedding_bias = _readout(model, streams, pairs)
-    norm = freeze(lambda x: backend.final_norm(x).cpu(), streams.final, tolerance=TOLERANCE[backend.dtype])
-    normed = backend.final_norm(streams.final).cpu().double()
+    norm = freeze(lambda x: readout.final_norm(x).cpu(), streams.final, tolerance=TOLERANCE[backend.dtype])
+    normed = readout.final_norm(streams.final).cpu().double()
     difference = (normed * direction).sum(-1) + unembedding_bias
     norm_bias = (norm.bias * direction).sum(-1)
     written = torch.stack([streams.attn_out, streams.mlp_out], 2)
@@ -161,13 +161,13 @@ def _readout(
     model: Model, streams: _Streams, pairs: Sequence[tuple[int, int]]
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row"]]:
     """W[target] - W[competitor] and the same of the biases, held to the logits that the model itself gave."""
-    backend = model.backend
+    backend, readout = model.backend, model.backend.readout
     ids = sorted({token for pair in pairs for token in pair})
-    weight, bias = (found.cpu().double() for found in backend.unembedding(ids))
+    weight, bias = (found.cpu().double() for found in readout.unembedding(ids))
     at = torch.tensor([[ids.index(token) for token in pair] for pair in pairs])
-    normed = backend.final_norm(streams.final).cpu().double()
+    normed = readout.final_norm(streams.final).cpu().double()
     ours = einsum(normed, weight[at], "row d_model, row token d_model -> row token") + bias[at]
-    off = (soft_capped(ours, backend.logit_cap) - streams.logits).abs().amax(-1) / streams.largest
+    off = (soft_capped(ours, readout.logit_cap) - streams.logits).abs().amax(-1) / streams.largest
     if not bool((off <= TOLERANCE[backend.dtype]).all()):  # NaN too
         raise ValueError(
             f"the final norm and unembedding of {model.name} give logits that are off from its own by"
@@ -182,15 +182,16 @@ def _heads(
     model: Model, streams: _Streams, final: FrozenNorm, direction: Float[Tensor, "row d_model"]
 ) -> tuple[Float[Tensor, "row layer head"], Float[Tensor, "row layer"], Float[Tensor, "row layer"]]:
     """Heads and output bias of each layer, through the family's norm of attn_out, then through the final."""
-    backend, found, errors = model.backend, [], []
+    backend, readout = model.backend, model.backend.readout
+    found, errors = [], []
     eps = torch.finfo(backend.dtype).eps
     for layer in range(model.dims.n_layers):
-        heads = backend.head_outputs(layer, streams.z[:, layer]).cpu()
-        bias = backend.output_bias(layer).cpu().expand(len(heads), 1, -1)
+        heads = readout.head_outputs(layer, streams.z[:, layer]).cpu()
+        bias = readout.output_bias(layer).cpu().expand(len(heads), 1, -1)
         parts = torch.cat([heads, bias], 1)
 
         def normed(x: Tensor, layer: int = layer) -> Tensor:
-            return backend.attention_norm(layer, x).cpu()
+            return readout.attention_norm(layer, x).cpu()
 
         frozen = freeze(normed, parts.sum(1), tolerance=TOLERANCE[backend.dtype])
         parts = frozen.apply(parts.double())

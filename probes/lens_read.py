@@ -137,13 +137,13 @@ def head_logits(model: Model, states: Float[Tensor, "row d_model"]) -> Float[Ten
     backend = model.backend
     if backend.dtype in (torch.float32, torch.float64):
         return model.unembed(states).float()
-    normed = backend.final_norm(states).float()
+    normed = backend.readout.final_norm(states).float()
     logits = torch.empty(len(states), model.dims.d_vocab, device=normed.device)
     for tokens in torch.arange(model.dims.d_vocab).split(COLUMNS):
-        weight, bias = backend.unembedding(tokens)
+        weight, bias = backend.readout.unembedding(tokens)
         part = normed.to(weight.device) @ weight.float().T + bias.float()
         logits[:, tokens[0] : tokens[-1] + 1] = part.to(logits.device)
-    cap = backend.logit_cap
+    cap = backend.readout.logit_cap
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 

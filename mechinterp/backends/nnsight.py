@@ -4,20 +4,18 @@ nnsight rewrites the forward of every module that it wraps, for good, so it gets
 runs in a greenlet of the same thread while the model waits, so the recorder sees the model's own tensors.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from typing import Any
 
 import nnsight
 import torch
 from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechinterp.backends import hf, masks
 from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of, dims_of, module_at, readable
 from mechinterp.backends.protocol import BackendName, Outcome, Pass, Recorder, gather_slots
+from mechinterp.backends.readout import ReadsOut
 from mechinterp.backends.twin import twin
 from mechinterp.sites import Site
 
@@ -38,10 +36,10 @@ class NNsightBackend:
         self.dims = dims_of(model, anatomy)
         self.sites = readable(anatomy, self.config)
         self.scale = hf.residual_scale(model, anatomy)
-        self.logit_cap = hf.logit_cap(model, anatomy)
         embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.device: torch.device = embedding.weight.device
         self.dtype: torch.dtype = embedding.weight.dtype
+        self.readout: ReadsOut = hf.readout_of(model, anatomy, self.dtype)
         self._accepts = hf.accepted(type(model).forward)
         self._edits = edits
         self._root = nnsight.NNsight(model)
@@ -62,30 +60,6 @@ class NNsightBackend:
             with self._root.trace(**kwargs) as tracer:
                 self._follow(tracer, request, recorder, logits)
         return Outcome(logits[0] if logits else None, hf.cache_of(kwargs, request))
-
-    # the head and the output projections -------------------------------------------------------------------
-
-    @cached_property
-    def readout(self) -> hf.ModuleReadOut:
-        return hf.readout_of(self.model, self.anatomy, self.dtype)
-
-    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        return self.readout.unembed(residual)
-
-    def final_norm(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        return self.readout.final_norm(residual)
-
-    def unembedding(self, tokens: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        return self.readout.unembedding(tokens)
-
-    def head_outputs(self, layer: int, z: Tensor) -> Float[Tensor, "*rows head d_model"]:
-        return self.readout.head_outputs(layer, z)
-
-    def output_bias(self, layer: int) -> Float[Tensor, "d_model"]:
-        return self.readout.output_bias(layer)
-
-    def attention_norm(self, layer: int, output: Tensor) -> Float[Tensor, "*rows d_model"]:
-        return self.readout.attention_norm(layer, output)
 
     # the body of the trace ----------------------------------------------------------------------------------
 

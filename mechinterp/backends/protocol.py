@@ -243,7 +243,7 @@ def gather_slots(
 
 
 @runtime_checkable
-class Backend(ReadsOut, Protocol):
+class Backend(Protocol):
     """A library that runs one model. `sites` are the names it can read for this architecture."""
 
     name: BackendName
@@ -251,6 +251,7 @@ class Backend(ReadsOut, Protocol):
     sites: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
+    readout: ReadsOut
 
     def forward(self, request: Pass, recorder: Recorder) -> Outcome: ...
 

@@ -4,13 +4,11 @@ Both are objects with `cfg`, named hook points and a forward. HookedTransformer 
 a second copy; the bridge rewrites the modules it is given, so it gets a twin. Nothing is folded or centred.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechinterp.backends import hf, masks
@@ -18,7 +16,7 @@ from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of, dims_of,
 from mechinterp.backends.hooked_cache import HookedKeyValues
 from mechinterp.backends.hooked_config import CONVERTERS, hooked_config
 from mechinterp.backends.protocol import BackendName, Dims, Outcome, Pass, Recorder, gather_slots
-from mechinterp.backends.readout import HookedReadOut, ModuleReadOut
+from mechinterp.backends.readout import HookedReadOut, ReadsOut
 from mechinterp.backends.twin import twin
 from mechinterp.backends.verify import TOLERANCE
 from mechinterp.sites import NAMES, Site
@@ -54,9 +52,13 @@ class LensBackend:
         self.model, self.dims, self.anatomy = model, dims, anatomy
         self.device: torch.device = model.embed.weight.device if anatomy else model.embed.W_E.device
         self.dtype: torch.dtype = model.cfg.dtype
+        self.readout: ReadsOut = (
+            HookedReadOut(model)
+            if anatomy is None
+            else hf.readout_of(model.original_model, anatomy, self.dtype)
+        )
         self._accepts = hf.accepted(type(model.original_model).forward) if anatomy else set()
         self.rotary = anatomy is not None and anatomy.rotary
-        self.logit_cap: float | None = self._cap()
         self.sites = _that_fire(self, sites)
 
     def forward(self, request: Pass, recorder: Recorder) -> Outcome:
@@ -126,37 +128,6 @@ class LensBackend:
             return None if visited is added else visited / scale if scale != 1.0 else visited
 
         return f"blocks.{site.layer}.{name}", hook
-
-    # the head and the output projections ------------------------------------------------------------------
-
-    @cached_property
-    def readout(self) -> ModuleReadOut | HookedReadOut:
-        if self.anatomy is None:
-            return HookedReadOut(self.model)
-        return hf.readout_of(self.model.original_model, self.anatomy, self.dtype)
-
-    def _cap(self) -> float | None:
-        if self.anatomy is None:
-            return HookedReadOut(self.model).logit_cap
-        return hf.logit_cap(self.model.original_model, self.anatomy)
-
-    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        return self.readout.unembed(residual)
-
-    def final_norm(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        return self.readout.final_norm(residual)
-
-    def unembedding(self, tokens: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        return self.readout.unembedding(tokens)
-
-    def head_outputs(self, layer: int, z: Tensor) -> Float[Tensor, "*rows head d_model"]:
-        return self.readout.head_outputs(layer, z)
-
-    def output_bias(self, layer: int) -> Float[Tensor, "d_model"]:
-        return self.readout.output_bias(layer)
-
-    def attention_norm(self, layer: int, output: Tensor) -> Float[Tensor, "*rows d_model"]:
-        return self.readout.attention_norm(layer, output)
 
 
 def hooked_transformer(hf_model: nn.Module, anatomy: Anatomy) -> LensBackend:

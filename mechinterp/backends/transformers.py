@@ -5,10 +5,9 @@ gathering the rows in front of the unembedding, so that the model's own head doe
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from mechinterp.backends import hf, masks
 from mechinterp.backends.anatomy import Anatomy, config_of, dims_of, module_at, readable
 from mechinterp.backends.protocol import BackendName, Block, Outcome, Pass, Recorder, Visitor, gather_slots
+from mechinterp.backends.readout import ReadsOut
 from mechinterp.sites import Site
 
 
@@ -35,12 +35,12 @@ class TransformersBackend:
         self.layers: Any = module_at(model, anatomy.layers)
         self.attentions = {i: module_at(layer, anatomy.attention) for i, layer in enumerate(self.layers)}
         self.scale = hf.residual_scale(model, anatomy)
-        self.logit_cap = hf.logit_cap(model, anatomy)
         self.runs_blocks = anatomy.tapped  # BLOOM's are handed one bias a head and row, of a whole batch
         self._accepts = hf.accepted(model.forward)
         embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.device: torch.device = embedding.weight.device
         self.dtype: torch.dtype = embedding.weight.dtype
+        self.readout: ReadsOut = hf.readout_of(model, anatomy, self.dtype)
 
     def forward(self, request: Pass, recorder: Recorder) -> Outcome:
         kwargs = hf.arguments(request, self._accepts, self.dims.n_layers)
@@ -60,30 +60,6 @@ class TransformersBackend:
 
     def _body(self) -> Any:
         return self.model.base_model
-
-    # the head and the output projections -------------------------------------------------------------------
-
-    @cached_property
-    def readout(self) -> hf.ModuleReadOut:
-        return hf.readout_of(self.model, self.anatomy, self.dtype)
-
-    def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
-        return self.readout.unembed(residual)
-
-    def final_norm(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        return self.readout.final_norm(residual)
-
-    def unembedding(self, tokens: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        return self.readout.unembedding(tokens)
-
-    def head_outputs(self, layer: int, z: Tensor) -> Float[Tensor, "*rows head d_model"]:
-        return self.readout.head_outputs(layer, z)
-
-    def output_bias(self, layer: int) -> Float[Tensor, "d_model"]:
-        return self.readout.output_bias(layer)
-
-    def attention_norm(self, layer: int, output: Tensor) -> Float[Tensor, "*rows d_model"]:
-        return self.readout.attention_norm(layer, output)
 
     # hooks --------------------------------------------------------------------------------------------------
 
@@ -179,7 +155,7 @@ class TransformersBackend:
                 for block, (args, kwargs_) in list(zip(self.layers, calls, strict=True))[layer:]:
                     x = hf.first(block(x, *args, **kwargs_))
                 if request.wants_logits:
-                    logits = self.unembed(
+                    logits = self.readout.unembed(
                         x if request.logit_slots is None else gather_slots(x, request.logit_slots)
                     )
             except hf.Stop:

@@ -34,7 +34,7 @@ def verify(backend: Backend) -> dict[str, float]:
             if not error <= tolerance:
                 raise ValueError(_refusal(backend, name, layer, error, tolerance))
     last = values[Site("resid_post", backend.dims.n_layers - 1)]
-    worst["unembed(resid_post) = logits"] = error = _relative(backend.unembed(last), logits)
+    worst["unembed(resid_post) = logits"] = error = _relative(backend.readout.unembed(last), logits)
     if not error <= tolerance:
         raise ValueError(
             _refusal(backend, "unembed(resid_post) = logits", backend.dims.n_layers - 1, error, tolerance)
