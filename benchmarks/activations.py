@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Arm, interleave
+from benchmarks.subject import Subject
+from benchmarks.timing import Arm, error, interleave
 from mechinterp.backends.twin import twin
 from mechinterp.gather import gather
-from mechinterp.loading import load
 from mechinterp.sites import Site
 from studies.personas import core_personas, questions
 
@@ -22,9 +22,9 @@ ANSWER = 34  # tokens
 
 
 @torch.no_grad()
-def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
+def measure(subject: Subject, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Both readings, each against every peer."""
-    model = load("smollm2-135m-instruct-q4", dtype=dtype)
+    model = subject.load()
     personas = list(core_personas().values())[: 3 if quick else 11]
     asked = questions("evaluation")[: 3 if quick else 10]
     prompts = [model.chat(q, system=p.system_prompt).tokens[0] for p in personas for q in asked]
@@ -55,7 +55,7 @@ def _case(model: Any, prompts: list[Tensor], at: list[Tensor], rounds: int) -> d
     peers = [
         Arm(
             "bare_forward",
-            lambda: torch.stack([bare.model(prompts[i][None])[0][0, -1] for i in some]),
+            lambda: torch.stack([bare.model(prompts[i][None].to(bare.device))[0][0, -1] for i in some]),
             share,
             None,
         ),
@@ -66,13 +66,13 @@ def _case(model: Any, prompts: list[Tensor], at: list[Tensor], rounds: int) -> d
     found = interleave(ours, peers, rounds)
     naive = torch.stack([_one(hf, prompts[i], at[i]) for i in some])
     mine = gather(model, [prompts[i] for i in some], sites, [at[i] for i in some])
-    found["ours"]["max_error"] = float((mine[:, :-1] - naive[:, :-1]).norm() / naive[:, :-1].norm())
+    found["ours"]["max_error"] = error(mine[:, :-1], naive[:, :-1])
     return found
 
 
 def _one(hf: Any, prompt: Tensor, at: Tensor) -> Tensor:
     """The naive reading of one prompt: hidden_states[layer + 1] is resid_post of every layer but the last."""
-    states = hf.model(prompt[None], output_hidden_states=True).hidden_states
+    states = hf.model(prompt[None].to(hf.device), output_hidden_states=True).hidden_states
     return torch.stack([state[0, at].float().mean(0) for state in states[1:]])
 
 
@@ -81,14 +81,18 @@ def _transformer_lens(model: Any, prompts: list[Tensor], at: list[Tensor], some:
 
     hf = model.backend.model
     bridge: Any = TransformerBridge.boot_transformers(
-        "peer", hf_model=twin(hf), tokenizer=model.tokenizer, dtype=model.backend.dtype, device="cpu"
+        "peer",
+        hf_model=twin(hf),
+        tokenizer=model.tokenizer,
+        dtype=model.backend.dtype,
+        device=str(model.backend.device),
     )
 
     def run() -> Tensor:
         rows = []
         for i in some:
             _, cache = bridge.run_with_cache(
-                prompts[i][None], names_filter=lambda n: n.endswith("hook_resid_post")
+                prompts[i][None].to(hf.device), names_filter=lambda n: n.endswith("hook_resid_post")
             )
             rows.append(
                 torch.stack(
@@ -112,7 +116,7 @@ def _nnsight(model: Any, prompts: list[Tensor], at: list[Tensor], some: list[int
     def run() -> Tensor:
         rows = []
         for i in some:
-            with lm.trace(prompts[i][None]):
+            with lm.trace(prompts[i][None].to(model.backend.device)):
                 states = nnsight.save([])
                 for layer in lm.model.layers:
                     states.append(layer.output[0, at[i]].float().mean(0))
@@ -128,7 +132,7 @@ def _hf_batched(hf: Any, prompts: list[Tensor], at: list[Tensor], size: int = 16
         for start in range(0, len(prompts), size):
             part, spans = prompts[start : start + size], at[start : start + size]
             longest = max(map(len, part))
-            ids = torch.zeros(len(part), longest, dtype=torch.long)
+            ids = torch.zeros(len(part), longest, dtype=torch.long, device=hf.device)
             mask = torch.zeros_like(ids)
             for k, p in enumerate(part):
                 ids[k, longest - len(p) :] = p

@@ -13,26 +13,25 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from benchmarks.memory import extra_peak
+from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
-from mechinterp.loading import load
 from mechinterp.segmentation import Segmentation
 from probes.attention_batch import fractions_of
 
 ROWS, REGIONS = 20, 6
 LONG = 2048  # from here on whole patterns of all layers do not fit
-MODEL = "smollm2-135m-instruct-q4"
 
 
 @torch.no_grad()
-def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
+def measure(subject: Subject, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Every length: CPU and wall ratios in one process, extra peak memory in fresh ones."""
-    model = load(MODEL, dtype=dtype)
+    model = subject.load()
     lengths = (64,) if quick else (512, 1024, 4096)
-    return {f"T{n}": _case(model, n, rounds if n < LONG else max(1, rounds // 2), dtype) for n in lengths}
+    return {f"T{n}": _case(model, n, rounds if n < LONG else max(1, rounds // 2), subject) for n in lengths}
 
 
-def _case(model: Any, n: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
+def _case(model: Any, n: int, rounds: int, subject: Subject) -> dict[str, Any]:
     arms = {name: make(model, n) for name, make in ARMS.items()}
     peers = [
         Arm(name, run, 1.0, None) if name == "bare_forward" else Arm(name, run)
@@ -41,8 +40,7 @@ def _case(model: Any, n: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]
     ]
     found = interleave(Arm("ours", arms["ours"]), peers, rounds)
     found["bare_forward"]["overhead"] = 1 / found["bare_forward"]["ratio"]
-    name, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
-    megabytes = {arm: extra_peak("attention", f"T{n}", arm, name, threads) for arm in arms}
+    megabytes = {arm: extra_peak("attention", f"T{n}", arm, subject) for arm in arms}
     for arm, entry in found.items():
         mine, theirs = megabytes["ours"], megabytes[arm]
         entry["extra_megabytes"] = theirs
@@ -51,10 +49,10 @@ def _case(model: Any, n: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]
     return found
 
 
-def alone(case: str, arm: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def alone(case: str, arm: str, subject: Subject) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """For a process of its own: a short run that touches every weight, and the run to be measured."""
     make = ARMS[arm]
-    model = load(MODEL, dtype=dtype)
+    model = subject.load()
     return make(model, 2 * ROWS), make(model, int(case.removeprefix("T")))
 
 
@@ -77,7 +75,7 @@ def _ours(model: Any, n: int) -> Callable[[], Tensor]:
 
 
 def _bare_forward(model: Any, n: int) -> Callable[[], Tensor]:
-    ids, body = asked(n)[0], model.backend.model.model
+    ids, body = asked(n)[0].to(model.backend.device), model.backend.model.model
 
     @torch.no_grad()
     def run() -> Tensor:
@@ -88,9 +86,10 @@ def _bare_forward(model: Any, n: int) -> Callable[[], Tensor]:
 
 def _eager(model: Any, n: int) -> Callable[[], Tensor]:
     ids, segmentation, rows = asked(n)
+    ids = ids.to(model.backend.device)
     hf: Any = twin(model.backend.model)  # asked for attentions, transformers leaves its own hooks on
     hf.set_attn_implementation("eager")
-    columns = segmentation.one_hot()
+    columns = segmentation.one_hot().to(ids.device)
 
     @torch.no_grad()
     def returned() -> Tensor:
@@ -120,12 +119,17 @@ def _transformer_lens(model: Any, n: int) -> Callable[[], Tensor]:
     from transformer_lens.model_bridge import TransformerBridge
 
     ids, segmentation, rows = asked(n)
+    ids = ids.to(model.backend.device)
     hf: Any = twin(model.backend.model)
     hf.set_attn_implementation("eager")
     bridge: Any = TransformerBridge.boot_transformers(
-        "peer", hf_model=hf, tokenizer=model.tokenizer, dtype=model.backend.dtype, device="cpu"
+        "peer",
+        hf_model=hf,
+        tokenizer=model.tokenizer,
+        dtype=model.backend.dtype,
+        device=str(model.backend.device),
     )
-    columns = segmentation.one_hot()
+    columns = segmentation.one_hot().to(ids.device)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.dims.n_layers)]
 
     @torch.no_grad()

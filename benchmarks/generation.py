@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
 from mechinterp.interventions import Add, Everywhere
-from mechinterp.loading import load
 from mechinterp.sampling import Phase, Watch, sample, stop_ids
 from mechinterp.sites import Site
 from studies.personas import questions
@@ -23,10 +23,11 @@ N_VECTORS = 60
 
 
 @torch.no_grad()
-def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
+def measure(subject: Subject, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Greedy and top-p at several batch sizes."""
-    model = load("smollm2-135m-instruct-q4", dtype=dtype)
-    prompt = model.chat("What do you think is the meaning of life?", system="You are an AI assistant.").tokens
+    model = subject.load()
+    chat = model.chat("What do you think is the meaning of life?", system="You are an AI assistant.")
+    prompt = chat.tokens.to(model.backend.device)
     n = 6 if quick else 24
     found: dict[str, Any] = {}
     for size in (1, 4) if quick else (1, 16):
@@ -100,7 +101,7 @@ def _nnsight(model: Any, prompt: Tensor, size: int, n: int) -> Any:
     from nnsight.modeling.transformers import TransformersModel
 
     lm: Any = TransformersModel(twin(model.backend.model), tokenizer=model.tokenizer, task="text-generation")
-    vector = 20 * _vectors(model)[0]
+    vector = (20 * _vectors(model)[0]).to(model.backend.device, model.backend.dtype)
 
     def phase(ids: Tensor, steered: bool) -> Tensor:
         with lm.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0) as tracer:
@@ -126,8 +127,12 @@ def _seed_loop(model: Any, n: int, rounds: int) -> dict[str, Any]:
     The mean context of its 200 steered and 500 free tokens is some 480; the loop runs a sample of the tokens.
     """
     hf, tokenizer = model.backend.model, model.tokenizer
-    vector = _vectors(model)[0]
-    prompt = model.chat(" ".join(questions("training")), system="You are an AI assistant.").tokens[:, :400]
+    vector = _vectors(model)[0].to(hf.device, hf.dtype)
+    prompt = (
+        model.chat(" ".join(questions("training")), system="You are an AI assistant.")
+        .tokens[:, :400]
+        .to(hf.device)
+    )
     sampled = max(2, n // 6)
 
     def run() -> Tensor:
@@ -141,7 +146,7 @@ def _seed_loop(model: Any, n: int, rounds: int) -> dict[str, Any]:
             finally:
                 handle.remove()
             text = tokenizer.decode(torch.cat([ids[0], token]))
-            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(hf.device)
         return ids
 
     ours = Arm("ours", _ours(model, prompt, 1, n, None))

@@ -11,25 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
-from mechinterp.loading import load
 from probes.lens import logit_lens
 
-MODEL = "smollm2-135m-instruct-q4"
 ROWS = (1, 4)
 TARGET = 9531
 
 
 @torch.no_grad()
-def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
+def measure(subject: Subject, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Both numbers of rows, each against every peer."""
-    model = load(MODEL, dtype=dtype)
+    model = subject.load()
     return {f"rows{n}": _case(model, 32 if quick else 100, n, rounds) for n in ROWS}
 
 
 def _case(model: Any, n: int, n_rows: int, rounds: int) -> dict[str, Any]:
-    arms = {name: make(model, *asked(n, n_rows)) for name, make in ARMS.items()}
+    arms = {name: make(model, *asked(n, n_rows, model.backend.device)) for name, make in ARMS.items()}
     peers = [
         Arm(name, run, 1.0, None) if name == "bare_forward" else Arm(name, run)
         for name, run in arms.items()
@@ -40,12 +39,12 @@ def _case(model: Any, n: int, n_rows: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def asked(n: int, n_rows: int) -> tuple[Tensor, list[int]]:
+def asked(n: int, n_rows: int, device: torch.device | str = "cpu") -> tuple[Tensor, list[int]]:
     """Random ids and as many rows, the last among them."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 40000, (n,), generator=generator)
     earlier = torch.randperm(n - 1, generator=generator)[: n_rows - 1].tolist()
-    return ids, [*sorted(earlier), n - 1]
+    return ids.to(device), [*sorted(earlier), n - 1]
 
 
 # every arm gives the log-probability by [row layer], and computes the rank too ------------------------------
@@ -87,7 +86,11 @@ def _transformer_lens(model: Any, ids: Tensor, rows: list[int]) -> Callable[[], 
 
     hf = model.backend.model
     bridge: Any = TransformerBridge.boot_transformers(
-        "peer", hf_model=twin(hf), tokenizer=model.tokenizer, dtype=model.backend.dtype, device="cpu"
+        "peer",
+        hf_model=twin(hf),
+        tokenizer=model.tokenizer,
+        dtype=model.backend.dtype,
+        device=str(model.backend.device),
     )
 
     @torch.no_grad()

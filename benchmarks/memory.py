@@ -1,8 +1,9 @@
 """Peak memory of one piece of work, in a fresh process: a later one would reuse the heap of an earlier and
 read as nothing.
 
-`python -m benchmarks.memory WORKLOAD CASE ARM DTYPE THREADS` prints the megabytes by which the resident set
-grew at its peak. The workload's module says what to run: `alone(case, arm, dtype)` gives a warm-up that
+`python -m benchmarks.memory WORKLOAD CASE ARM MODEL DTYPE DEVICE THREADS` prints the megabytes by which the
+resident set, or on a GPU what torch holds of it, grew at its peak. The workload's module says what to run:
+`alone(case, arm, subject)` gives a warm-up that
 touches the weights, and the work itself. Linux only, for no other system lets a process reset its peak.
 """
 
@@ -19,14 +20,16 @@ import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from benchmarks.subject import Subject  # noqa: E402
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def extra_peak(workload: str, case: str, arm: str, dtype: str, threads: int) -> float | None:
+def extra_peak(workload: str, case: str, arm: str, subject: Subject) -> float | None:
     """Megabytes above what was resident before, measured in a process of its own; None where it cannot be."""
-    if not RESET.exists():
+    if not RESET.exists() and subject.device == "cpu":
         return None
-    command = [sys.executable, "-m", "benchmarks.memory", workload, case, arm, dtype, str(threads)]
+    command = [sys.executable, "-m", "benchmarks.memory", workload, case, arm, *subject.arguments()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{case}.{arm} failed in its own process: {done.stderr.strip()[-2000:]}")
@@ -44,17 +47,27 @@ def grown(warm_up: Callable[[], object], run: Callable[[], object]) -> float:
     return _megabytes("VmHWM") - before
 
 
+def grown_on_gpu(warm_up: Callable[[], object], run: Callable[[], object]) -> float:
+    """Megabytes that `run` adds to what torch has allocated on the GPU, at its peak."""
+    import torch
+
+    warm_up()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def _megabytes(field: str) -> float:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) / 1024
 
 
-def main(workload: str, case: str, arm: str, dtype: str, threads: str) -> None:
-    import torch
-
-    torch.set_num_threads(int(threads))
-    module = importlib.import_module(f"benchmarks.{workload}")
-    print(grown(*module.alone(case, arm, getattr(torch, dtype))))
+def main(workload: str, case: str, arm: str, *arguments: str) -> None:
+    subject = Subject.of(*arguments)
+    work = importlib.import_module(f"benchmarks.{workload}").alone(case, arm, subject)
+    print(grown(*work) if subject.device == "cpu" else grown_on_gpu(*work))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
-from mechinterp.loading import load, wrap
+from mechinterp.loading import wrap
 from patching.cases import Case
 from patching.components import patch_heads
 from patching.donors import FromRun
@@ -22,7 +23,6 @@ from patching.grid import PatchGrid
 from patching.metrics import logit_difference
 from patching.residual import patch_residual
 
-MODEL = "smollm2-135m-instruct-q4"
 SAMPLED = 24  # cells of a peer's full grid
 TOKENS = (1000, 2000)  # whose logits are compared
 
@@ -30,9 +30,9 @@ Cells = list[tuple[int, int]]
 
 
 @torch.no_grad()
-def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
+def measure(subject: Subject, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Grid, last column and heads at each length; growth with length and depth beside them."""
-    model = load(MODEL, dtype=dtype)
+    model = subject.load()
     lengths = (16,) if quick else (64, 128)
     found: dict[str, Any] = {}
     for n in lengths:
@@ -44,16 +44,16 @@ def measure(*, rounds: int, quick: bool, dtype: torch.dtype) -> dict[str, Any]:
     return found
 
 
-def texts(n: int) -> tuple[Tensor, Tensor]:
+def texts(n: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Source and target ids, alike at the first position only."""
     generator = torch.Generator().manual_seed(0)
-    source, target = torch.randint(1000, 40000, (2, n), generator=generator)
+    source, target = torch.randint(1000, 40000, (2, n), generator=generator).to(device)
     source[0] = target[0]
     return source, target
 
 
 def _ours(model: Any, n: int, positions: list[int]) -> PatchGrid:
-    source, target = texts(n)
+    source, target = texts(n, model.backend.device)
     metric = logit_difference(*TOKENS, at=n - 1)
     return patch_residual(
         model, model, target, metric, positions=positions, source_tokens=source, site="resid_pre"
@@ -97,7 +97,7 @@ def _column(model: Any, n: int, rounds: int) -> dict[str, Any]:
     some = cells[:: max(1, len(cells) // 6)]
     share = len(some) / len(cells)
     view = (lambda x: x[[layer for layer, _ in some]], lambda x: x)
-    target, body = texts(n)[1], model.backend.model
+    target, body = texts(n, model.backend.device)[1], model.backend.model
     peers = [Arm(name, make(model, n, some), share, view) for name, make in PEERS.items()]
     peers.append(Arm("bare_forward", lambda: body(target[None], use_cache=False).logits, 1.0, None))
     found = interleave(Arm("ours", lambda: _ours(model, n, [n - 1]).values[0, :, 0, 0]), peers, rounds)
@@ -107,7 +107,7 @@ def _column(model: Any, n: int, rounds: int) -> dict[str, Any]:
 
 def _heads(model: Any, n: int, rounds: int) -> dict[str, Any]:
     n_heads, n_layers = model.dims.n_heads, model.dims.n_layers
-    source, target = texts(n)
+    source, target = texts(n, model.backend.device)
     case = Case(target, (logit_difference(*TOKENS, at=n - 1),), {"last": (n - 1,)}, source)
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randperm(n_layers * n_heads, generator=generator)[:SAMPLED].tolist()
@@ -141,7 +141,7 @@ def _bound(model: Any, token_layers: int, seconds: float) -> dict[str, Any]:
     dims, body = model.dims, model.backend.model
     per_layer = sum(p.numel() for p in body.model.layers[0].parameters() if p.ndim == 2)
     weight = body.model.layers[0].mlp.up_proj.weight
-    rows = torch.randn(1024, dims.d_model, dtype=weight.dtype)
+    rows = torch.randn(1024, dims.d_model, dtype=weight.dtype, device=weight.device)
     rows @ weight.T
     before = time.process_time()
     for _ in range(50):
@@ -164,7 +164,7 @@ def _bridge(model: Any) -> Any:
 
     return TransformerBridge.boot_transformers(
         "peer", hf_model=twin(model.backend.model), tokenizer=model.tokenizer, dtype=model.backend.dtype,
-        device="cpu",
+        device=str(model.backend.device),
     )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def _lens(model: Any, n: int, cells: Cells) -> Callable[[], Tensor]:
     import pandas as pd
     from transformer_lens import patching
 
-    bridge, (source, target) = _bridge(model), texts(n)
+    bridge, (source, target) = _bridge(model), texts(n, model.backend.device)
     index = pd.DataFrame(cells, columns=["layer", "pos"])
 
     def run() -> Tensor:
@@ -193,7 +193,7 @@ def _lens_heads(model: Any, n: int, cells: Cells) -> Callable[[], Tensor]:
     import pandas as pd
     from transformer_lens import patching
 
-    bridge, (source, target) = _bridge(model), texts(n)
+    bridge, (source, target) = _bridge(model), texts(n, model.backend.device)
     index = pd.DataFrame([(layer, n - 1, head) for layer, head in cells], columns=["layer", "pos", "head"])
 
     def run() -> Tensor:
@@ -216,7 +216,7 @@ def _nnsight(model: Any, n: int, cells: Cells) -> Callable[[], Tensor]:
     from nnsight import NNsight
 
     lm: Any = NNsight(twin(model.backend.model))
-    source, target = texts(n)
+    source, target = texts(n, model.backend.device)
 
     def run() -> Tensor:
         with lm.trace(source[None]):

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ def interleave(ours: Arm, peers: list[Arm], rounds: int) -> dict[str, Any]:
         order = arms if number % 2 == 0 else arms[::-1]
         for arm in order:
             gc.collect()
+            _settle()
             cpu, wall = time.process_time(), time.perf_counter()
             arm.run()
+            _settle()
             spent = (time.process_time() - cpu, time.perf_counter() - wall)
             seconds[arm.name].append((spent[0] / arm.share, spent[1] / arm.share))
     mine = seconds[ours.name]
@@ -69,6 +74,12 @@ def interleave(ours: Arm, peers: list[Arm], rounds: int) -> dict[str, Any]:
     return found
 
 
+def _settle() -> None:
+    """Waits for what a GPU still has to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def _median(seconds: list[tuple[float, float]], which: int) -> float:
     return statistics.median(s[which] for s in seconds)
 
@@ -77,17 +88,20 @@ def error(found: Tensor, expected: Tensor) -> float | None:
     """Relative L2 distance; for ids, the share that differs."""
     if found.shape != expected.shape:
         return None
+    found, expected = found.cpu(), expected.cpu()
     if not found.is_floating_point():
         return float((found != expected).float().mean())
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-def machine(dtype: str) -> dict[str, Any]:
+def machine(subject: Subject) -> dict[str, Any]:
     """What the figures were taken on, without naming the machine."""
     return {
         "processor": platform.machine(),
+        "model": Path(subject.name).name,
         "threads": torch.get_num_threads(),
-        "dtype": dtype,
+        "device": torch.cuda.get_device_name() if subject.device.startswith("cuda") else "cpu",
+        "dtype": subject.dtype,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{name: version(name) for name in ("torch", "transformers", "transformer-lens", "nnsight")},
     }

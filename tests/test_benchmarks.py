@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import activations, attention, generation, lens, patching
 from benchmarks.memory import extra_peak, grown
+from benchmarks.subject import Subject
 from benchmarks.timing import Arm, error, interleave, machine, show
 from mechinterp.backends.twin import twin
 from mechinterp.gather import gather
@@ -84,7 +85,7 @@ def test_every_entry_says_how_it_was_taken():
     found = interleave(Arm("ours", work(1000)), [Arm("peer", work(1000))], rounds=2)
     assert set(found["peer"]) >= {"ratio", "wall_ratio", "cpu_seconds", "wall_seconds", "rounds", "max_error"}
     assert found["peer"]["rounds"] == found["ours"]["rounds"] == 2
-    assert set(machine("float32")) >= {
+    assert set(machine(Subject())) >= {
         "threads",
         "dtype",
         "torch",
@@ -131,7 +132,7 @@ KEYS = {
 @pytest.mark.parametrize("workload", KEYS, ids=lambda module: module.__name__.split(".")[-1])
 def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch, tmp_path, real):
     """performance.md 11; only the timed loops are toys: model and prompts are those of the benchmark."""
-    monkeypatch.setattr(workload, "load", lambda name, dtype: real)
+    monkeypatch.setattr(Subject, "load", lambda self: real)
     if workload is activations:
         monkeypatch.setattr(
             activations, "gather", lambda model, prompts, sites, at: torch.ones(len(prompts), 30, 2)
@@ -145,7 +146,7 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
             attention, "ARMS", dict.fromkeys(attention.ARMS, lambda model, n: lambda: torch.ones(1))
         )
         megabytes = {"ours": 50.0, "bare_forward": 40.0, "eager": 1300.0, "transformer_lens": 250.0}
-        monkeypatch.setattr(attention, "extra_peak", lambda _, case, arm, dtype, threads: megabytes[arm])
+        monkeypatch.setattr(attention, "extra_peak", lambda _, case, arm, subject: megabytes[arm])
     elif workload is patching:
         monkeypatch.setattr(
             patching, "PEERS", dict.fromkeys(patching.PEERS, lambda model, n, cells: lambda: torch.ones(1))
@@ -153,9 +154,9 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
         monkeypatch.setattr(patching, "_lens_heads", lambda model, n, cells: lambda: torch.ones(1))
     elif workload is generation:
         monkeypatch.setattr(generation, "_against_recomputation", lambda model, prompt, n: 0.0)
-    found = workload.measure(rounds=1, quick=False, dtype=torch.float32)
+    found = workload.measure(Subject(), rounds=1, quick=False)
     assert set(KEYS[workload]) <= ends(found)
-    report = {"workload": workload.__name__, "machine": machine("float32"), **found}
+    report = {"workload": workload.__name__, "machine": machine(Subject()), **found}
     write_json(tmp_path / "out.json", report)
     assert ends(json.loads((tmp_path / "out.json").read_text())) == ends(report)
     lines = show(report).splitlines()
@@ -220,7 +221,7 @@ def test_peak_memory_is_what_the_work_adds_and_no_more():
 
 def test_what_fails_in_its_own_process_is_told():
     with pytest.raises(RuntimeError, match=r"T64.ours failed in its own process: [\s\S]*nobody"):
-        extra_peak("nobody", "T64", "ours", "float32", 1)
+        extra_peak("nobody", "T64", "ours", Subject(threads=1))
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
