@@ -12,7 +12,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from benchmarks.memory import extra_peak
+from benchmarks.memory import extra_peak, grown_on_gpu
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
@@ -40,7 +40,10 @@ def _case(model: Any, n: int, rounds: int, subject: Subject) -> dict[str, Any]:
     ]
     found = interleave(Arm("ours", arms["ours"]), peers, rounds)
     found["bare_forward"]["overhead"] = 1 / found["bare_forward"]["ratio"]
-    megabytes = {arm: extra_peak("attention", f"T{n}", arm, subject) for arm in arms}
+    if subject.device == "cpu":
+        megabytes = {arm: extra_peak("attention", f"T{n}", arm, subject) for arm in arms}
+    else:
+        megabytes = {arm: grown_on_gpu(run) for arm, run in arms.items()}
     for arm, entry in found.items():
         mine, theirs = megabytes["ours"], megabytes[arm]
         entry["extra_megabytes"] = theirs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.subject import Subject
-from benchmarks.timing import Arm, interleave
+from benchmarks.timing import Arm, error, interleave
 from mechinterp.backends.twin import twin
 from mechinterp.interventions import Add, Everywhere
 from mechinterp.sampling import Phase, Watch, sample, stop_ids
@@ -164,4 +164,4 @@ def _against_recomputation(model: Any, prompt: Tensor, n: int) -> float:
         ids = torch.cat([ids, token], 1)
     phases = [Phase(n, (Add(site, vector),)), Phase(n)]
     found = sample(model, prompt, phases, stop=frozenset())
-    return float((found.generated[0] != ids[0, prompt.shape[1] :]).float().mean())
+    return error(found.generated[0], ids[0, prompt.shape[1] :]) or 0.0

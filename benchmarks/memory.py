@@ -2,9 +2,8 @@
 read as nothing.
 
 `python -m benchmarks.memory WORKLOAD CASE ARM MODEL DTYPE DEVICE THREADS` prints the megabytes by which the
-resident set, or on a GPU what torch holds of it, grew at its peak. The workload's module says what to run:
-`alone(case, arm, subject)` gives a warm-up that
-touches the weights, and the work itself. Linux only, for no other system lets a process reset its peak.
+resident set grew at its peak. The workload's module says what to run: `alone(case, arm, subject)` gives a
+warm-up that touches the weights, and the work itself. Linux only, for no other system lets a process reset its peak.
 """
 
 import os
@@ -27,7 +26,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def extra_peak(workload: str, case: str, arm: str, subject: Subject) -> float | None:
     """Megabytes above what was resident before, measured in a process of its own; None where it cannot be."""
-    if not RESET.exists() and subject.device == "cpu":
+    if not RESET.exists():
         return None
     command = [sys.executable, "-m", "benchmarks.memory", workload, case, arm, *subject.arguments()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -47,11 +46,13 @@ def grown(warm_up: Callable[[], object], run: Callable[[], object]) -> float:
     return _megabytes("VmHWM") - before
 
 
-def grown_on_gpu(warm_up: Callable[[], object], run: Callable[[], object]) -> float:
-    """Megabytes that `run` adds to what torch has allocated on the GPU, at its peak."""
+def grown_on_gpu(run: Callable[[], object]) -> float:
+    """Megabytes that `run` adds to what torch has allocated on the GPU, at its peak; torch counts that
+    itself, so no process of its own is needed.
+    """
     import torch
 
-    warm_up()
+    run()
     gc.collect()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -65,9 +66,8 @@ def _megabytes(field: str) -> float:
 
 
 def main(workload: str, case: str, arm: str, *arguments: str) -> None:
-    subject = Subject.of(*arguments)
-    work = importlib.import_module(f"benchmarks.{workload}").alone(case, arm, subject)
-    print(grown(*work) if subject.device == "cpu" else grown_on_gpu(*work))
+    module = importlib.import_module(f"benchmarks.{workload}")
+    print(grown(*module.alone(case, arm, Subject.of(*arguments))))
 
 
 if __name__ == "__main__":

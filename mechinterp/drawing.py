@@ -35,6 +35,7 @@ def draw(
     """
     if temperature is None:
         return logits.argmax(-1)
+    uniform = uniform.to(logits.device)
     p = ((logits.float() - logits.float().amax(-1, keepdim=True)) / temperature).softmax(-1)
     total = p.double().cumsum(-1)
     chosen = _inverse(total, uniform[:, 0])
@@ -52,7 +53,7 @@ def draw(
 
 
 def _inverse(total: Float[Tensor, "row d_vocab"], u: Float[Tensor, "row"]) -> Int[Tensor, "row"]:
-    target = (u.to(total.device) * total[:, -1])[:, None]
+    target = (u * total[:, -1])[:, None]
     return torch.searchsorted(total, target, right=True).squeeze(1).clamp_max(total.shape[1] - 1)
 
 

@@ -87,15 +87,12 @@ def test_greedy_ids_are_those_of_generate(dtype):
 
 def test_layers_on_two_devices_are_one_model():
     """One block on the CPU between two on the GPU, moved between as `device_map` does."""
-    from accelerate import dispatch_model
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-    split: Any = tiny("llama")
-    places = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "cpu", "model.layers.2": 0}
-    split = dispatch_model(
-        split,
-        {**places, "model.norm": 0, "model.rotary_emb": 0, "lm_head": 0},
-        main_device=torch.device("cuda:0"),
-    )
+    split: Any = tiny("llama").cuda()
+    split.model.layers[1].cpu()
+    for layer, place in ((1, "cpu"), (2, "cuda:0")):
+        add_hook_to_module(split.model.layers[layer], AlignDevicesHook(execution_device=place))
     here: Any = wrap(tiny("llama"), None)
     there: Any = wrap(split, None)
     sites = [Site("resid_post", layer) for layer in range(3)]

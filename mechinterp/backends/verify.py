@@ -88,7 +88,8 @@ def _run(
         outcome = backend.forward(request, recorder)
     recorder.check()
     assert outcome.logits is not None  # no stop_after was asked for
-    return recorder.values, outcome.logits
+    one = backend.device  # layers may lie on several
+    return {site: value.to(one) for site, value in recorder.values.items()}, outcome.logits.to(one)
 
 
 def _identities(values: dict[Site, Tensor], layer: int, backend: Backend) -> dict[str, float]:
