@@ -3,7 +3,8 @@ read as nothing.
 
 `python -m benchmarks.memory WORKLOAD CASE ARM MODEL DTYPE DEVICE THREADS` prints the megabytes by which the
 resident set grew at its peak. The workload's module says what to run: `alone(case, arm, subject)` gives a
-warm-up that touches the weights, and the work itself. Linux only, for no other system lets a process reset its peak.
+warm-up that touches the weights, and the work itself. Linux only, for no other system lets a process reset
+its peak.
 """
 
 import os

@@ -12,6 +12,7 @@ from mechinterp.interventions import Add, ProjectOut
 from mechinterp.loading import wrap
 from mechinterp.sampling import Phase, Watch, sample
 from mechinterp.sites import Site
+from patching.grid import PatchGrid
 from patching.metrics import log_prob
 from patching.residual import patch_residual
 from probes.lens import logit_lens
@@ -101,6 +102,10 @@ def test_layers_on_two_devices_are_one_model():
     found = there.forward(TOKENS, capture=sites, interventions=edit)
     assert relative(found.logits.cpu(), expected.logits) < 5e-5
     assert all(relative(found[s].cpu(), expected[s]) < 5e-5 for s in sites)
+    lens = [logit_lens(m, TOKENS[0], rows=[13], targets=[7]).log_prob for m in (here, there)]
+    assert relative(lens[1].cpu(), lens[0]) < 5e-5
+    grids = [_grid(m).values for m in (here, there)]
+    assert relative(grids[1].cpu(), grids[0]) < 5e-5
     ours = sample(there, TOKENS, [Phase(8, (edit[1],)), Phase(8)]).generated
     assert torch.equal(ours.cpu(), sample(here, TOKENS, [Phase(8, (edit[1],)), Phase(8)]).generated)
 
@@ -124,24 +129,15 @@ def test_fault_075_a_batch_that_the_gpu_has_no_room_for_is_halved():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lens_and_patching_run_where_the_model_is(dtype):
     model = on_gpu("llama", dtype=dtype)
+    lens = logit_lens(model, TOKENS[0], rows=[13], targets=[7])
+    logits = model.forward(TOKENS[:1], logits_at=[-1]).logits[0, 0]
+    whole = float(logits.float().log_softmax(-1)[7])
+    assert float(lens.log_prob[0, -1, 0]) == pytest.approx(whole, abs=1e-2)
+    assert float(_grid(model).baseline.flatten()[0]) == pytest.approx(whole, abs=1e-2)
+
+
+def _grid(model: Any) -> PatchGrid:
     source = TOKENS[1].clone()
     source[0] = TOKENS[0, 0]
-    lens = logit_lens(model, TOKENS[0], rows=[13], targets=[7])
-    grid = patch_residual(
-        model,
-        model,
-        TOKENS[0],
-        log_prob(7, at=13),
-        positions=[12, 13],
-        source_tokens=source,
-        site="resid_pre",
-    )
-    whole = (
-        on_gpu("llama", dtype=dtype)
-        .forward(TOKENS[:1], logits_at=[-1])
-        .logits[0, 0]
-        .float()
-        .log_softmax(-1)[7]
-    )
-    assert float(lens.log_prob[0, -1, 0]) == pytest.approx(float(whole), abs=1e-2)
-    assert float(grid.baseline.flatten()[0]) == pytest.approx(float(whole), abs=1e-2)
+    asked: Any = {"positions": [12, 13], "source_tokens": source, "site": "resid_pre"}
+    return patch_residual(model, model, TOKENS[0], log_prob(7, at=13), **asked)
