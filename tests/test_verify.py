@@ -1,6 +1,8 @@
 """Right rows pass; every field that places a site, moved to its most plausible wrong place, is refused."""
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +93,24 @@ def test_narrow_dtypes_pass_with_the_right_row_and_fail_with_wrong_ones(family, 
     for moved in ("attn_out at a norm", "attn_out and mlp_out swapped", "parallel", "attn_proj"):
         with pytest.raises(ValueError, match="layer"):
             wrap(model, None, anatomy=moves(family)[moved])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_direction_of_a_narrow_stream_hides_no_wrong_row(dtype):
+    """Real streams hold thousands in a few directions, whose rounding is more than a block adds."""
+    model: Any = tiny("llama")
+    model.model.embed_tokens.weight[:, 0] += 3000
+    model.to(dtype)
+    wrap(model, None)
+    for moved in ("attn_out at a norm", "attn_out and mlp_out swapped", "attn_proj"):
+        with pytest.raises(ValueError, match="layer"):
+            wrap(model, None, anatomy=moves("llama")[moved])
+
+
+@pytest.mark.real
+def test_the_real_model_is_verified_in_its_own_narrow_dtype(real):
+    half = copy.deepcopy(real.backend.model).to(torch.bfloat16)
+    assert max(verify(wrap(half, real.tokenizer).backend).values()) < 0.01
 
 
 def test_a_path_that_is_not_there_is_refused_with_the_path():
