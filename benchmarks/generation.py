@@ -112,8 +112,8 @@ def _nnsight(model: Any, prompt: Tensor, size: int, n: int) -> Any:
                     state = state + vector
                     lm.model.layers[LAYER].output = state
                 seen.append((state[:, -1] @ vector).clone())
-            made = tracer.result.save()
-        return made
+            ids = tracer.result.save()  # pyright: ignore[reportAssignmentType]
+        return ids
 
     def run() -> Tensor:
         return phase(phase(prompt.expand(size, -1), True), False)

@@ -31,8 +31,8 @@ def work(n: int, value: float = 1.0):
 
 
 def test_a_ratio_is_how_much_more_work_the_peer_does():
-    found = interleave(Arm("ours", work(60_000)), [Arm("peer", work(240_000))], rounds=5)
-    assert 2.5 < found["peer"]["ratio"] < 6.0
+    found = interleave(Arm("ours", work(200_000)), [Arm("peer", work(800_000))], rounds=7)
+    assert 2.0 < found["peer"]["ratio"] < 8.0  # 4, as far as another process on the core lets it
     assert found["peer"]["cpu_seconds"] > 2 * found["ours"]["cpu_seconds"]
 
 
