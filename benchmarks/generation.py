@@ -112,8 +112,8 @@ def _nnsight(model: Any, prompt: Tensor, size: int, n: int) -> Any:
                     state = state + vector
                     lm.model.layers[LAYER].output = state
                 seen.append((state[:, -1] @ vector).clone())
-            ids = tracer.result.save()  # pyright: ignore[reportAssignmentType]
-        return ids
+            made = tracer.result.save()
+        return made  # noqa: RET504  # inside the trace nothing may return
 
     def run() -> Tensor:
         return phase(phase(prompt.expand(size, -1), True), False)

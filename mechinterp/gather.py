@@ -175,7 +175,7 @@ def _pass(
     """One pass over the suffixes of a batch, over the keys and values of its prefixes."""
     deepest = max(site.layer for site in sites)
     prefixes = [group.prefix for group in batch]
-    state = _prefill(model, prefixes, deepest) if prefixes[0] else None
+    state = prefilled(model, prefixes, deepest) if prefixes[0] else None
     rows = [(group, i) for group in batch for i in group.members]
     owner = torch.tensor([k for k, group in enumerate(batch) for _ in group.members])
     device = model.backend.device
@@ -210,7 +210,7 @@ def _pass(
     return torch.stack([seen.values[site].cpu() for site in sites], 1)
 
 
-def _prefill(model: Model, prefixes: list[tuple[int, ...]], deepest: int) -> State:
+def prefilled(model: Model, prefixes: list[tuple[int, ...]], deepest: int) -> State:
     """Keys and values of the prefixes, left-padded so that each ends where its suffixes begin."""
     lengths = torch.tensor([len(p) for p in prefixes], device=model.backend.device)
     longest = int(lengths.max())

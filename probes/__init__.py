@@ -28,6 +28,8 @@ _HOME = {
     "lens_pair": ("LensComparison", "compare_lenses"),
     "lens_read": ("LensValues",),
     "translators": ("Translators", "load_translators", "read_tuned_lens", "save_translators"),
+    "output_divergence": ("OutputDivergence", "output_divergence"),
+    "responses": ("Response", "tokenised"),
     "preflight": ("Preflight", "compare_with_eager"),
     "tallies": ("MarkerRates", "marker_rates"),
     "linear": ("LinearProbes", "activations_at", "linear_probes"),
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
     from probes.markers import Occurrence as Occurrence
     from probes.markers import detect as detect
     from probes.markers import find_marker as find_marker
+    from probes.output_divergence import OutputDivergence as OutputDivergence
+    from probes.output_divergence import output_divergence as output_divergence
     from probes.persist import Release as Release
     from probes.persist import Trial as Trial
     from probes.persist import persistence as persistence
@@ -82,6 +86,8 @@ if TYPE_CHECKING:
     from probes.readings import MeanOver as MeanOver
     from probes.roles import RoleVectors as RoleVectors
     from probes.roles import role_vectors as role_vectors
+    from probes.responses import Response as Response
+    from probes.responses import tokenised as tokenised
     from probes.strength import Calibration as Calibration
     from probes.strength import EqualKL as EqualKL
     from probes.strength import Raw as Raw

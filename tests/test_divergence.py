@@ -175,3 +175,53 @@ def test_the_barrier_is_nothing_below_its_threshold_and_a_ramp_above():
 def test_an_unknown_aggregate_names_the_known_ones():
     with pytest.raises((ValueError, TypeError), match="mean.*rmse.*p95.*max"):
         dv.aggregate(torch.ones(3), "median")  # type: ignore[arg-type]
+
+
+# every pair at once -----------------------------------------------------------------------------------------
+
+
+def near(k: int, n: int, d_vocab: int) -> torch.Tensor:
+    """k distributions that share most of themselves, as those of one text under k prompts do."""
+    return logits(1, n, d_vocab, seed=7) + logits(k, n, d_vocab, seed=8, scale=0.3)
+
+
+@pytest.mark.parametrize("d_vocab", [50, 1300])
+def test_every_pair_at_once_is_each_pair_in_fp64(d_vocab):
+    given = near(5, 9, d_vocab)
+    found, exact = dv.pairwise(given), given.double().softmax(-1).numpy()
+    for a in range(5):
+        for b in range(5):
+            js = jensenshannon(exact[a], exact[b], axis=-1) ** 2
+            assert np.allclose(found.js[:, a, b], js, atol=1e-6)
+            assert np.allclose(found.kl[:, a, b], rel_entr(exact[a], exact[b]).sum(-1), atol=1e-6)
+    assert torch.equal(found.js, found.js.transpose(1, 2))
+    assert (found.js.diagonal(dim1=1, dim2=2) == 0).all() and (found.kl.diagonal(dim1=1, dim2=2) == 0).all()
+
+
+def test_pairs_keep_their_direction_and_what_one_excludes_is_infinite_one_way():
+    given = near(3, 4, 30)
+    given[1, :, 2] = -math.inf
+    found = dv.pairwise(given)
+    assert found.kl[:, 0, 1].isposinf().all() and found.kl[:, 1, 0].isfinite().all()
+    assert_close(found.kl[:, 1, 0], dv.kl(given[1], given[0]), atol=1e-6, rtol=1e-5)
+    assert_close(found.js[:, 1, 0], dv.js(given[1], given[0]), atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_of_positions_change_nothing(monkeypatch):
+    given = near(4, 11, 60)
+    whole = dv.pairwise(given)
+    monkeypatch.setattr(dv, "PAIRS_BLOCK", 4 * 60 * 2)
+    parts = dv.pairwise(given)
+    assert torch.equal(parts.js, whole.js) and torch.equal(parts.kl, whole.kl)
+    none = dv.pairwise(given[:, :0])
+    assert none.js.shape == none.kl.shape == (0, 4, 4)
+
+
+def test_fault_111_pairs_of_bf16_logits_are_computed_in_fp32():
+    given = near(3, 4, 40).bfloat16()
+    assert torch.equal(dv.pairwise(given).js, dv.pairwise(given.float()).js)
+
+
+def test_a_matrix_of_logits_is_refused_with_the_shape_that_is_wanted():
+    with pytest.raises(ValueError, match=r"\[k, position, d_vocab\], not of shape \(3, 40\)"):
+        dv.pairwise(torch.zeros(3, 40))

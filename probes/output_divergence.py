@@ -1,0 +1,191 @@
+"""How far the same response's next-token distributions lie apart under different system prompts (methods 5).
+
+Every response stands, as ids, behind every persona's prompt; JS and KL between each pair of prompts are
+averaged over its tokens. Values are kept per response: any choice of whose responses count is made of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechinterp.divergence import pairwise
+from mechinterp.model import Model
+from mechinterp.results import Result
+from probes.lens_read import head_logits
+from probes.responses import Response, deciding_states, prefill, turn_end
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+Selection = Literal["all", "pair", "source", "target"]
+SELECTIONS: tuple[Selection, ...] = ("all", "pair", "source", "target")
+LEAST_TOKENS = 2  # a shorter response is left out and counted
+LOGITS = 2**23  # elements of logits in memory at a time: 32 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class OutputDivergence(Result):
+    """JS and KL in nats per response and ordered pair of personas: kl[:, i, j] is KL(i || j).
+
+    `n_tokens` counts the rows of each response, `skipped` the responses that were too short for any.
+    """
+
+    model: str
+    personas: tuple[str, ...]
+    writers: tuple[str, ...]
+    questions: tuple[str, ...]
+    draws: tuple[int, ...]
+    n_tokens: tuple[int, ...]
+    js: Float[Tensor, "response persona persona"]
+    kl: Float[Tensor, "response persona persona"]
+    include_turn_end: bool
+    skipped: int
+    batch_sizes: tuple[int, ...]
+
+    def matrix(
+        self, measure: Literal["js", "kl"] = "js", responses: Selection = "all"
+    ) -> Float[Tensor, "persona persona"]:
+        """Means over responses, each weighing the same: over all (as published), over those of both members
+        of a pair (the mean of their two means), of the first alone (source) or of the second (target).
+
+        NaN where a persona that is asked for wrote none.
+        """
+        values = {"js": self.js, "kl": self.kl}[measure].double()
+        if responses == "all":
+            return values.mean(0)
+        by_writer = torch.stack([values[self._wrote(name)].mean(0) for name in self.personas])
+        first = torch.stack([rows[i] for i, rows in enumerate(by_writer)])
+        second = torch.stack([rows[:, j] for j, rows in enumerate(by_writer)], 1)
+        match responses:
+            case "source":
+                return first
+            case "target":
+                return second
+            case "pair":
+                return (first + second) / 2
+        raise ValueError(f"responses must be one of {', '.join(SELECTIONS)}, not {responses!r}")
+
+    def of_question(self, question: str) -> Float[Tensor, "response persona persona"]:
+        """The JS values of the responses to one question."""
+        return self.js[[i for i, asked in enumerate(self.questions) if asked == question]]
+
+    def _wrote(self, name: str) -> Bool[Tensor, "response"]:
+        return torch.tensor([writer == name for writer in self.writers], dtype=torch.bool)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for every ordered pair of personas: JS and KL under each selection of responses."""
+        import pandas as pd
+
+        names = {(m, r): self.matrix(m, r) for m in ("js", "kl") for r in SELECTIONS}
+        pairs = list(itertools.permutations(range(len(self.personas)), 2))
+        table = {
+            "source": [self.personas[i] for i, _ in pairs],
+            "target": [self.personas[j] for _, j in pairs],
+        }
+        for (measure, responses), matrix in names.items():
+            table[f"{measure}_{responses}"] = [float(matrix[i, j]) for i, j in pairs]
+        return pd.DataFrame(table)
+
+    def figure(self) -> go.Figure:
+        """The JS matrix over all responses, as a heat map."""
+        import pandas as pd
+
+        from mechinterp.figures import caption, heatmap
+
+        names = list(self.personas)
+        frame = pd.DataFrame(self.matrix().numpy(), index=names, columns=names)
+        return heatmap(
+            frame,
+            subtitle=caption(
+                self.model, n=len(self.writers), unit="response", seeds=[], band="none",
+                more=[f"{len(set(self.questions))} questions", "mean over all responses"],
+            ),
+            title="Jensen-Shannon divergence between personas' outputs",
+            x_title="",
+            y_title="",
+            colour_title="JS, nats",
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def output_divergence(
+    model: Model,
+    systems: Mapping[str, str | None],
+    responses: Sequence[Response],
+    *,
+    include_turn_end: bool = True,
+    batch_size: int | None = None,
+) -> OutputDivergence:
+    """Divergences between all pairs of personas over every response.
+
+    systems: each persona's system prompt; None leaves the message out. A response's tokens include what the
+    template closes a turn with, as published, unless `include_turn_end` is False. Prompts run `batch_size` at
+    a time (all, unless asked), fewer where memory runs out. Responses shorter than two tokens are left out.
+    Raises ValueError for fewer than two personas, no responses, and a template whose turns end differently.
+    """
+    if len(systems) < 2 or not responses:
+        raise ValueError(
+            f"divergence needs two personas or more and a response, not {len(systems)} and {len(responses)}"
+        )
+    kept, values, sizes, skipped = [], [], [], 0
+    size = len(systems) if batch_size is None else batch_size
+    for question in dict.fromkeys(response.question for response in responses):
+        prompts = [model.chat(question, system=system).tokens[0].tolist() for system in systems.values()]
+        end = _end(model, systems, question) if include_turn_end else ()
+        before = prefill(model, prompts)
+        for response in (r for r in responses if r.question == question):
+            ids = (*response.ids, *end)
+            if len(ids) < LEAST_TOKENS:
+                skipped += 1
+                continue
+            states, size = deciding_states(before, ids, size)
+            kept.append((response, len(ids)))
+            values.append(_of_response(model, states))
+            sizes.append(size)
+    if not kept:
+        raise ValueError(f"every response is shorter than {LEAST_TOKENS} tokens; give longer ones")
+    return OutputDivergence(
+        model=model.name,
+        personas=tuple(systems),
+        writers=tuple(response.writer for response, _ in kept),
+        questions=tuple(response.question for response, _ in kept),
+        draws=tuple(response.draw for response, _ in kept),
+        n_tokens=tuple(n for _, n in kept),
+        js=torch.stack([js for js, _ in values]),
+        kl=torch.stack([kl for _, kl in values]),
+        include_turn_end=include_turn_end,
+        skipped=skipped,
+        batch_sizes=tuple(sorted(set(sizes))),
+    )
+
+
+def _end(model: Model, systems: Mapping[str, str | None], question: str) -> tuple[int, ...]:
+    ends = {turn_end(model, system, question) for system in systems.values()}
+    if len(ends) != 1:
+        raise ValueError(
+            "the template closes a turn with other ids under another system prompt; pass"
+            " include_turn_end=False"
+        )
+    return ends.pop()
+
+
+def _of_response(model: Model, states: Float[Tensor, "prompt row d_model"]) -> tuple[Tensor, Tensor]:
+    """Mean JS and KL over the rows of one response, a few rows through the head at a time."""
+    n_prompts, n_rows, _ = states.shape
+    step = max(1, LOGITS // (n_prompts * model.dims.d_vocab))
+    totals = torch.zeros(2, n_prompts, n_prompts, dtype=torch.float64)
+    for rows in states.split(step, dim=1):
+        logits = head_logits(model, rearrange(rows, "prompt row d_model -> (prompt row) d_model"))
+        found = pairwise(rearrange(logits, "(prompt row) d_vocab -> prompt row d_vocab", prompt=n_prompts))
+        totals += torch.stack([found.js.double().sum(0), found.kl.double().sum(0)]).cpu()
+    js, kl = (totals / n_rows).float()
+    return js, kl

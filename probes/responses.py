@@ -1,0 +1,143 @@
+"""Responses as ids, and the states that decide each of their tokens behind any prompt (teacher forcing).
+
+A response is never made into text and back: behind every prompt stand the very same ids, and behind them what
+the chat template closes a turn with.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechinterp.activations import State
+from mechinterp.backends.protocol import Pass
+from mechinterp.batches import shrinking
+from mechinterp.chat import render
+from mechinterp.gather import prefilled
+from mechinterp.model import Model
+from mechinterp.sites import Site
+from mechinterp.where import Rows
+
+STAND_INS = ("Yes", "No")  # they share neither first nor last letter: what their renderings share is markup
+
+
+@dataclass(frozen=True)
+class Response:
+    """What `writer` answered to `question`, as ids without the end of the turn; `draw` counts its samples."""
+
+    writer: str
+    question: str
+    ids: tuple[int, ...]
+    draw: int = 0
+
+
+def turn_end(model: Model, system: str | None, question: str) -> tuple[int, ...]:
+    """The ids that the template puts behind an answer, such as `<|im_end|>` and a newline."""
+    first, second = (_rendered(model, system, question, answer) for answer in STAND_INS)
+    shared = 0
+    while shared < min(len(first), len(second)) and first[-1 - shared] == second[-1 - shared]:
+        shared += 1
+    return tuple(first[len(first) - shared :])
+
+
+def tokenised(
+    model: Model, systems: Mapping[str, str | None], texts: Mapping[str, Mapping[str, Sequence[str]]]
+) -> list[Response]:
+    """Texts, {writer: {question: [text]}}, as responses whose ids are the same behind every prompt.
+
+    Raises ValueError where the ids of a text depend on the prompt before it.
+    """
+    found = []
+    for writer, answers in texts.items():
+        for question, drawn in answers.items():
+            prompts = {name: _ids(model, system, question) for name, system in systems.items()}
+            ends = {name: len(turn_end(model, system, question)) for name, system in systems.items()}
+            for draw, text in enumerate(drawn):
+                ids = {
+                    name: _between(_rendered(model, system, question, text), prompts[name], ends[name])
+                    for name, system in systems.items()
+                }
+                if len(set(ids.values())) != 1:
+                    raise ValueError(
+                        f"the ids of the answer of {writer} to {question!r} depend on the prompt before it;"
+                        " give answers as ids, which are put behind every prompt as they are"
+                    )
+                found.append(Response(writer, question, next(iter(ids.values())), draw))
+    return found
+
+
+def _between(whole: Sequence[int], prompt: Sequence[int], n_end: int) -> tuple[int, ...]:
+    if list(whole[: len(prompt)]) != list(prompt):
+        raise ValueError(
+            "the chat template renders an answered question other than an open one, so where the answer's ids"
+            " begin is not known; give answers as ids"
+        )
+    return tuple(whole[len(prompt) : len(whole) - n_end])
+
+
+def _ids(model: Model, system: str | None, question: str) -> list[int]:
+    return model.chat(question, system=system).tokens[0].tolist()
+
+
+def _rendered(model: Model, system: str | None, question: str, answer: str) -> list[int]:
+    head = [] if system is None else [{"role": "system", "content": system}]
+    said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return render(model.tokenizer, [*head, *said], generation_prompt=False).tokens[0].tolist()
+
+
+# the states -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """Keys and values of prompts without their last token, which the rows of a response begin with."""
+
+    model: Model
+    state: State | None
+    last: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def prefill(model: Model, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """One pass over prompts of any lengths, for all responses that are to stand behind them."""
+    if any(len(prompt) < 1 for prompt in prompts):
+        raise ValueError("a prompt is empty; a response stands behind one token or more")
+    heads = [tuple(prompt[:-1]) for prompt in prompts]
+    state = prefilled(model, heads, model.dims.n_layers - 1) if all(heads) else None
+    if state is None and any(heads):
+        raise ValueError("one prompt has a single token and another has more; give them alike")
+    return Prefilled(model, state, tuple(prompt[-1] for prompt in prompts), tuple(map(len, prompts)))
+
+
+def deciding_states(
+    before: Prefilled, response: Sequence[int], batch_size: int
+) -> tuple[Float[Tensor, "prompt row d_model"], int]:
+    """The last layer's resid_post at the rows that decide each id of the response, behind every prompt.
+
+    Also the batch size that memory had room for: a batch that does not fit is halved.
+    """
+    work = shrinking(len(before.last), batch_size, lambda part: _pass(before, response, part))
+    parts = [(len(part), states) for part, states in work]
+    return torch.cat([states for _, states in parts]), max(size for size, _ in parts)
+
+
+def _pass(before: Prefilled, response: Sequence[int], part: range) -> Float[Tensor, "prompt row d_model"]:
+    model, device = before.model, before.model.backend.device
+    tokens = torch.tensor([[before.last[i], *response[:-1]] for i in part], device=device)
+    lengths = torch.tensor([before.lengths[i] for i in part], device=device)
+    position = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=device)
+    rows = Rows(position, position - (lengths[:, None] - 1), torch.ones_like(position, dtype=torch.bool))
+    state = None if before.state is None else before.state.select(torch.tensor(list(part), device=device))
+    site = Site("resid_post", model.dims.n_layers - 1)
+    request = Pass(
+        tokens=tokens,
+        rows=rows,
+        pad_left=None if state is None else state.pad_left,
+        capture=(site,),
+        logit_slots=tokens[:, :0],
+        cache=None if state is None else state.cache,
+        keep_cache=state is not None,
+    )
+    return model.run(request, lengths, (site,)).values[site]
