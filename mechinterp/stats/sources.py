@@ -1,0 +1,275 @@
+"""Directed pairs are clusters: the same association pooled, within sources and between them (methods 6).
+
+Fifty pairs of five sources are not fifty independent values. The pooled figure is kept, labelled naive; what
+holds within every source, and what lies between sources, stands beside it with permutation p.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mechinterp.stats.agreement import Icc, icc
+from mechinterp.stats.association import (
+    EXACT_UP_TO,
+    Association,
+    finite_columns,
+    is_constant,
+    orderings,
+    rank_score,
+    reached,
+    spearman,
+    t_p,
+    undefined,
+    unit_score,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEWEST = 3  # targets or sources that have a rank correlation at all
+NAIVE = "naive: pairs of one source are not independent"
+Rows = dict[str, Int[np.ndarray, "target"]]  # the pairs of each source
+Ranks = tuple[np.ndarray | None, np.ndarray | None]  # pooled scores of predictor and outcome
+
+
+@dataclass(frozen=True)
+class SourceAssociation:
+    """Spearman's rho of a predictor and an outcome over directed pairs, at every level of their nesting."""
+
+    pooled: Association  # naive
+    within: dict[str, Association]
+    constant: tuple[str, ...]  # sources whose predictor or outcome is constant: no rho, left out of the mean
+    mean_within: float  # over the sources that have a rho
+    within_p: float
+    within_method: str
+    centred: Association  # ranks minus their source's mean rank
+    between: Association  # of source means
+    block_p: float
+    block_method: str
+    leave_one_out: dict[str, float]  # pooled rho without that source
+    icc: dict[str, Icc]  # of predictor and outcome; empty where sources differ in their number of targets
+    n_sources: int
+    n_pairs: int
+
+    @property
+    def n_constant(self) -> int:
+        """How many sources have no rho because a side is constant."""
+        return len(self.constant)
+
+    @property
+    def low(self) -> float:
+        """Smallest pooled rho without one source."""
+        return min((rho for rho in self.leave_one_out.values() if math.isfinite(rho)), default=math.nan)
+
+    @property
+    def high(self) -> float:
+        """Largest pooled rho without one source."""
+        return max((rho for rho in self.leave_one_out.values() if math.isfinite(rho)), default=math.nan)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One line a figure: estimate, p, n with its unit, and what it is."""
+        import pandas as pd
+
+        defined = sum(math.isfinite(found.estimate) for found in self.within.values())
+        note = f"{self.within_method}; constant: {', '.join(self.constant) or 'none'}"
+        rows = [
+            _row("pooled", self.pooled),
+            ("mean within", self.mean_within, self.within_p, defined, "source", note),
+            _row("centred", self.centred),
+            _row("between", self.between),
+            ("blocks", self.pooled.estimate, self.block_p, self.n_sources, "source", self.block_method),
+            *(_row(f"within {name}", found) for name, found in self.within.items()),
+            *(
+                (f"without {name}", rho, math.nan, self.n_sources - 1, "source", "pooled rho")
+                for name, rho in self.leave_one_out.items()
+            ),
+            *(
+                (f"ICC {name}", found.value, math.nan, self.n_pairs, "pair", _worth(found))
+                for name, found in self.icc.items()
+            ),
+        ]
+        return pd.DataFrame(rows, columns=["figure", "estimate", "p", "n", "unit", "note"])
+
+
+def by_source(
+    x: Float[np.ndarray, "x"],
+    y: Float[np.ndarray, "y"],
+    sources: Sequence[str],
+    targets: Sequence[str],
+    *,
+    seed: int = 0,
+    permutations: int = 10_000,
+) -> SourceAssociation:
+    """Predictor x and outcome y of each directed pair, pooled, within sources, between them, without each.
+
+    Raises ValueError for missing values, unequal lengths, fewer than three pairs, or a pair given twice.
+    """
+    x, y = finite_columns(x=x, y=y)
+    rows = _rows(sources, targets, len(x))
+    ranks = _pooled_ranks(x), _pooled_ranks(y)
+    pooled = spearman(x, y, unit="pair")
+    pooled = replace(pooled, p_method=f"{NAIVE}; {pooled.p_method}")
+    within = {name: _within(x[row], y[row]) for name, row in rows.items()}
+    constant = tuple(name for name, row in rows.items() if is_constant(x[row]) or is_constant(y[row]))
+    rhos = [found.estimate for found in within.values() if math.isfinite(found.estimate)]
+    within_p, within_method = _within_p(x, y, [rows[name] for name in _defined(within)], seed, permutations)
+    block_p, block_method = _block_p(ranks, rows, targets, seed, permutations)
+    without = {name: np.setdiff1d(np.arange(len(x)), row) for name, row in rows.items()}
+    balanced = len({len(row) for row in rows.values()}) == 1 and len(rows) > 1 and len(x) > len(rows)
+    tables = {"predictor": x, "outcome": y} if balanced else {}
+    return SourceAssociation(
+        pooled=pooled,
+        within=within,
+        constant=constant,
+        mean_within=float(np.mean(rhos)) if rhos else math.nan,
+        within_p=within_p,
+        within_method=within_method,
+        centred=_centred(ranks, rows),
+        between=_between(x, y, rows),
+        block_p=block_p,
+        block_method=block_method,
+        leave_one_out={name: _within(x[kept], y[kept]).estimate for name, kept in without.items()},
+        icc={
+            name: icc(np.stack([values[row] for row in rows.values()]), variable=name)
+            for name, values in tables.items()
+        },
+        n_sources=len(rows),
+        n_pairs=len(x),
+    )
+
+
+def _rows(sources: Sequence[str], targets: Sequence[str], n: int) -> Rows:
+    if len(sources) != n or len(targets) != n:
+        raise ValueError(
+            f"{n} pairs need one source and one target each, not {len(sources)} and {len(targets)}"
+        )
+    pairs = list(zip(sources, targets, strict=True))
+    twice = next((pair for pair in pairs if pairs.count(pair) > 1), None) if len(set(pairs)) < n else None
+    if twice:
+        raise ValueError(f"the pair {twice[0]} -> {twice[1]} is given twice; average its values first")
+    return {name: np.flatnonzero([source == name for source in sources]) for name in dict.fromkeys(sources)}
+
+
+def _within(x: Float[np.ndarray, "target"], y: Float[np.ndarray, "target"]) -> Association:
+    if len(x) < FEWEST:
+        return undefined(len(x), "target", f"Spearman: {len(x)} targets, {FEWEST} are needed")
+    return spearman(x, y, unit="target")
+
+
+def _defined(within: dict[str, Association]) -> list[str]:
+    return [name for name, found in within.items() if math.isfinite(found.estimate)]
+
+
+def _within_p(
+    x: Float[np.ndarray, "pair"],
+    y: Float[np.ndarray, "pair"],
+    rows: list[Int[np.ndarray, "target"]],
+    seed: int,
+    permutations: int,
+) -> tuple[float, str]:
+    """Targets change places inside each source, apart from the others; the statistic is the mean rho."""
+    if not rows:
+        return math.nan, "no source has a rho"
+    scores = [(rank_score(x[row]), rank_score(y[row])) for row in rows]
+    observed = sum(float(u @ v) for u, v in scores) / len(rows)
+    total = math.prod(math.factorial(len(row)) for row in rows)
+    if total <= math.factorial(EXACT_UP_TO):
+        every = [v[orderings(len(v))] @ u for u, v in scores]
+        means = reduce(np.add.outer, every).ravel() / len(rows)
+        method = f"targets permuted within source, all {total} ways"
+        return reached(means, observed) / total, method
+    generator = np.random.default_rng(seed)
+    means = np.zeros(permutations)
+    for u, v in scores:
+        means += generator.permuted(np.tile(v, (permutations, 1)), axis=1) @ u / len(rows)
+    method = f"targets permuted within source, {permutations} draws, seed {seed}"
+    return (1 + reached(means, observed)) / (1 + permutations), method
+
+
+def _pooled_ranks(values: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair"] | None:
+    return None if is_constant(values) else rank_score(values)
+
+
+def _centred(ranks: Ranks, rows: Rows) -> Association:
+    """Pooled ranks minus their source's mean, correlated: the partial rho given the sources."""
+    n, method = sum(map(len, rows.values())), "Spearman of ranks centred within source"
+    if ranks[0] is None or ranks[1] is None:
+        return undefined(n, "pair", f"{method}: x or y constant")
+    u, v = ranks[0].copy(), ranks[1].copy()
+    for row in rows.values():
+        u[row] -= u[row].mean()
+        v[row] -= v[row].mean()
+    if min(np.abs(u).max(), np.abs(v).max()) < 1e-12:
+        return undefined(n, "pair", f"{method}: x or y constant within every source")
+    r, freedom = float(unit_score(u) @ unit_score(v)), n - len(rows) - 1
+    p_method = f"naive: Student t, df n - {len(rows)} sources - 1; within_p permutes"
+    return Association(r, t_p(r, freedom), n, "pair", method, p_method, t_p(r, n - 2))
+
+
+def _between(x: Float[np.ndarray, "pair"], y: Float[np.ndarray, "pair"], rows: Rows) -> Association:
+    if len(rows) < FEWEST:
+        return undefined(len(rows), "source", f"Spearman: {len(rows)} sources, {FEWEST} are needed")
+    means = [np.array([values[row].mean() for row in rows.values()]) for values in (x, y)]
+    scales = [max(float(np.abs(mean).max()), 1e-300) for mean in means]
+    # equal means of other summands differ by rounding and would not tie
+    x_mean, y_mean = (np.round(mean / scale, 12) for mean, scale in zip(means, scales, strict=True))
+    return spearman(x_mean, y_mean, unit="source")
+
+
+def _block_p(
+    ranks: Ranks, rows: Rows, targets: Sequence[str], seed: int, permutations: int
+) -> tuple[float, str]:
+    """Each source is given another's whole row of predictors; the statistic is the pooled rho.
+
+    Pooled ranks do not change when rows change places, so rho is a sum over sources of products of rows.
+    """
+    k = len(rows)
+    if ranks[0] is None or ranks[1] is None:
+        return math.nan, "x or y constant"
+    if k < 2 or len({len(row) for row in rows.values()}) > 1:
+        return (
+            math.nan,
+            f"{k} sources with unequal numbers of targets cannot change places" if k > 1 else "one source",
+        )
+    products = np.array([
+        [ranks[0][_aligned(giver, receiver, targets)] @ ranks[1][receiver] for giver in rows.values()]
+        for receiver in rows.values()
+    ])  # fmt: skip
+    observed = float(np.trace(products))
+    if k <= EXACT_UP_TO:
+        drawn = products[np.arange(k), orderings(k)].sum(1)
+        text = f"whole sources permuted, all {len(drawn)} ways: no p below {1 / len(drawn):.2g}"
+        return reached(drawn, observed) / len(drawn), text
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(k), (permutations, 1)), axis=1)
+    drawn = products[np.arange(k), orders].sum(1)
+    text = f"whole sources permuted, {permutations} draws, seed {seed}"
+    return (1 + reached(drawn, observed)) / (1 + permutations), text
+
+
+def _aligned(
+    giver: Int[np.ndarray, "target"], receiver: Int[np.ndarray, "target"], targets: Sequence[str]
+) -> Int[np.ndarray, "target"]:
+    """The giver's pairs in the receiver's order of targets; what only one of them has is paired in order.
+
+    Sources lack themselves as target: where B gives to A, its value at A stands in for its own.
+    """
+    place = {targets[pair]: pair for pair in giver}
+    wanted = [targets[pair] for pair in receiver]
+    spare = iter([pair for name, pair in place.items() if name not in set(wanted)])
+    return np.array([place[name] if name in place else next(spare) for name in wanted])
+
+
+def _row(figure: str, found: Association) -> tuple[str, float, float, int, str, str]:
+    note = f"{found.method}; {found.p_method}"
+    return figure, found.estimate, found.p, found.n, found.unit, note
+
+
+def _worth(found: Icc) -> str:
+    return f"effective n {found.effective_n:.1f} of {found.n_groups * found.n_members}" + (
+        f"; {found.note}" if found.note else ""
+    )
