@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from studies.finetune_data import NegativeSlot
 from studies.finetune_losses import LossName
@@ -23,6 +23,41 @@ class Lora(_Part):
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+THRESHOLDS = {"mean": 0.5, "rmse": 1.0}  # nats (methods 11); others have none that was ever chosen
+
+
+class Barrier(_Part):
+    """weight (1 + round)^power max(0, kind(k) - tau), with k the divergences of a completion (methods 11).
+
+    reverse: k = KL(student || reference), forward: KL(reference || student). The reference is the base, or
+    the model that the round began with. tau None is 0.5 of a mean and 1.0 of an rmse, in nats.
+    """
+
+    kind: Literal["off", "mean", "rmse", "p95", "max"] = "off"
+    tau: float | None = Field(default=None, ge=0)
+    weight: float = Field(default=0.3, ge=0)
+    reference: Literal["base", "previous"] = "base"
+    direction: Literal["reverse", "forward"] = "reverse"
+    power: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_threshold(self) -> "Barrier":
+        if self.kind in ("p95", "max") and self.tau is None:
+            raise ValueError(
+                f"a barrier on {self.kind} needs its own tau, in nats: thresholds of other aggregates mean"
+                " something else"
+            )
+        return self
+
+    @property
+    def threshold(self) -> float:
+        return THRESHOLDS.get(self.kind, 0.0) if self.tau is None else self.tau
+
+    def weight_in(self, round_index: int) -> float:
+        """The weight in a round, counted from 0."""
+        return self.weight * (1 + round_index) ** self.power
+
+
 class Training(_Part):
     """AdamW over LoRA weights, in fp32; `save_every` steps a checkpoint is written, from which to go on."""
 
@@ -40,6 +75,7 @@ class Training(_Part):
     clip: float = Field(default=1.0, gt=0)
     max_tokens: int = Field(default=1024, ge=2)
     save_every: int = Field(default=20, ge=1)
+    barrier: Barrier = Barrier()
 
 
 class Recipe(_Part):

@@ -5,90 +5,26 @@ the newest marked one, with the optimiser, the schedule and the order of the dat
 for bit on one CPU thread). Checkpoints are read with safetensors and `weights_only`, never unpickled.
 """
 
-import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mechinterp.adapter_config import BASE_KEY, SIDE_FILE
 from mechinterp.adapter_weights import WEIGHTS
-from mechinterp.adapters import refuse_active_adapters
-from mechinterp.backends.transformers import TransformersBackend
-from mechinterp.backends.twin import twin
 from mechinterp.files import write_bytes
 from mechinterp.json_io import write_json
 from mechinterp.model import Model
-from studies.finetune_config import Lora, Training
+from studies.finetune_barrier import leashed
+from studies.finetune_config import Training
 from studies.finetune_data import TrainingExample
+from studies.finetune_lora import Earlier, live, put_weights, seeded, trainable
 from studies.finetune_losses import IGNORED, SLOT_LOSSES, labels_of, slot_loss, token_loss
 
 MARK = "complete"  # the file that is written last into a checkpoint
-
-
-def trainable(base: Model, lora: Lora, *, seed: int) -> Any:
-    """peft's model over a twin of the base: own modules, own parameter objects, the base's very tensors.
-
-    Only the LoRA weights take gradients, and the base's flags stay as they are. Raises ValueError for another
-    backend than transformers, a base with an adapter, and targets that the base has not.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    if base.backend.name != "transformers":
-        raise ValueError(
-            f"{base.name} runs on {base.backend.name}; training needs backend='transformers', and every"
-            " backend runs the adapter that comes of it"
-        )
-    own: Any = base.backend
-    refuse_active_adapters(own.model)
-    model = twin(own.model)
-    _with_own_parameters(model)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # peft multiplies it, nothing more
-        use_rslora=lora.rslora,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        task_type="CAUSAL_LM",
-    )
-    with seeded(seed):
-        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
-
-
-def _with_own_parameters(model: nn.Module) -> None:
-    """Parameters that share the base's storage but have flags and gradients of their own; ties are kept."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-            setattr(module, name, made[id(parameter)])
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The global generators at a seed, as peft and the Trainer want them, and back as the caller had them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def live(base: Model, trained: Any) -> Model:
-    """The model in training as a `Model`, to be sampled from; it shares the weights that are trained."""
-    own: Any = base.backend
-    backend = TransformersBackend(trained.base_model.model, own.anatomy)
-    return replace(base, name=f"{base.name}+training", backend=backend, notes=())
 
 
 def train(
@@ -100,23 +36,28 @@ def train(
     seed: int,
     stop_at: Callable[[int, Model], bool] | None = None,
     stop_every: int = 1,
+    start: Earlier | None = None,
 ) -> tuple[Any, int, list[dict[str, float]]]:
     """peft's trained model, the step it stopped at and the log; goes on from the checkpoints in `folder`.
 
     `stop_at` is asked every `stop_every` steps, with the step and the model in training; True ends it.
+    `start` is an earlier round's model, whose weights are trained further; a barrier's reference is the base
+    or that model. With a barrier the log holds the divergences of every batch.
     Raises ValueError for data that is empty or longer than the context or `max_tokens`.
     """
-    from transformers import PrinterCallback, Trainer
+    from transformers import PrinterCallback
 
     _check(base, data, settings)
     model = trainable(base, settings.lora, seed=seed)
+    if start is not None:
+        put_weights(model, start.weights)
     rows = [_row(example, settings) for example in data]
     resume = newest(folder)
     if resume is not None and (resume / MARK).read_text() == "stopped":
         _load(model, resume)
         return model, _step(resume), []
     with seeded(seed):
-        trainer = Trainer(
+        trainer = _trainer(settings, base, start)(
             model=model,
             args=_arguments(settings, folder, seed, _on_cpu(base)),
             train_dataset=rows,  # pyright: ignore[reportArgumentType]
@@ -174,7 +115,11 @@ def _row(example: TrainingExample, settings: Training) -> dict[str, list[int]]:
         label_separator=settings.label_separator,
         label_answer=settings.answer_weight > 0,
     )
-    return {"input_ids": list(example.ids), "labels": labels.ids, "rivals": labels.rivals}
+    row = {"input_ids": list(example.ids), "labels": labels.ids, "rivals": labels.rivals}
+    if settings.barrier.kind != "off":
+        whole = labels_of(example, "all_tokens" if settings.loss == "all_tokens" else "completion")
+        row["completion"] = [label != IGNORED for label in whole.ids]
+    return row
 
 
 def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -187,11 +132,14 @@ def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     def padded(name: str, filler: int) -> Tensor:
         return torch.tensor([row[name] + [filler] * (max(lengths) - len(row[name])) for row in rows])
 
-    return {
+    batch = {
         "input_ids": padded("input_ids", 0),
         "attention_mask": (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long(),
         "labels": torch.stack([padded("labels", IGNORED), padded("rivals", IGNORED)], 1),
     }
+    if "completion" in rows[0]:
+        batch["completion"] = padded("completion", False)
+    return batch
 
 
 def _loss(settings: Training) -> Callable[..., Tensor]:
@@ -210,6 +158,21 @@ def _loss(settings: Training) -> Callable[..., Tensor]:
         return found / settings.accumulation
 
     return loss
+
+
+def _trainer(settings: Training, base: Model, start: Earlier | None) -> Any:
+    """The Trainer, with the barrier in its loss where there is one."""
+    from transformers import Trainer
+
+    if settings.barrier.kind == "off":
+        return Trainer
+    reference = base if start is None or settings.barrier.reference == "base" else start.model
+    return leashed(
+        settings.barrier,
+        reference,
+        round_index=0 if start is None else start.round_index,
+        accumulation=settings.accumulation,
+    )
 
 
 def _arguments(settings: Training, folder: Path, seed: int, cpu: bool) -> Any:
@@ -282,8 +245,7 @@ def _step(checkpoint: Path) -> int:
 
 def _load(model: Any, checkpoint: Path) -> None:
     """A finished training's adapter from its last checkpoint."""
-    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(checkpoint / WEIGHTS))
+    put_weights(model, load_file(checkpoint / WEIGHTS))
     model.eval()
