@@ -60,7 +60,7 @@ class KlAggregation(Result):
         return pd.DataFrame(rows)
 
     def figure(self) -> Any:
-        from studies.kl_aggregation_page import by_position
+        from studies.kl_aggregation_figures import by_position
 
         return by_position(self)
 
