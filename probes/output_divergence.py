@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange
@@ -87,7 +87,7 @@ class OutputDivergence(Result):
 
         names = {(m, r): self.matrix(m, r) for m in ("js", "kl") for r in SELECTIONS}
         pairs = list(itertools.permutations(range(len(self.personas)), 2))
-        table = {
+        table: dict[str, list[Any]] = {
             "source": [self.personas[i] for i, _ in pairs],
             "target": [self.personas[j] for _, j in pairs],
         }

@@ -7,6 +7,7 @@ STUDIES = {
     "force_feed": "whose text, read by whom: every trained model and the base on the same ids",
     "marker_locus": "where in depth is a trained marker decided, what writes it, which states bring it?",
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
+    "leakage": "how often does a marker that was trained into one persona come out under others?",
     "kl_aggregation": "which aggregate of a divergence per position sees a token loop? (no model)",
 }
 

@@ -28,10 +28,16 @@ Label = Literal["specific", "narrow", "inverted", "global", "weak"]
 
 @dataclass(frozen=True)
 class Rates:
-    """Counted markers, and how the answers of each persona ended (`stop` or `length`, at the cap)."""
+    """Counted markers, and how the answers of each persona ended (`stop` or `length`, at the cap).
+
+    `cut` counts those at the cap by persona and question; `shown` holds each persona's first answer with the
+    marker and its first one without.
+    """
 
     counted: MarkerRates
     finish: dict[str, dict[str, int]]
+    cut: dict[str, dict[str, int]]
+    shown: tuple[dict[str, Any], ...]
 
     def rate(self, persona: str) -> float:
         return self.counted.rate(persona).estimate
@@ -102,15 +108,26 @@ def measure(
     )
     answers: dict[int, tuple[str, str, Detection]] = {}
     finish: dict[str, Counter[str]] = {key: Counter() for key in personas}
+    cut: dict[str, Counter[str]] = {key: Counter() for key in personas}
+    texts: dict[int, list[int]] = {}
     for place, row in enumerate(order):
         key, question, _ = rows[row]
         ids = found.tokens[place, : found.lengths[place]]
         answers[row] = (key, question, detect(model.tokenizer, ids, marker, after=len(prompts[row])))
         finish[key][found.finish_reason[place]] += 1
+        cut[key][question] += found.finish_reason[place] == "length"
+        texts[row] = ids[len(prompts[row]) :].tolist()
     counted = marker_rates(
         [answers[row] for row in range(len(rows))], model=model.name, marker=marker, seeds=(seed,)
     )
-    return Rates(counted, {key: dict(counts) for key, counts in finish.items()})
+    first: dict[tuple[str, bool], dict[str, Any]] = {}
+    for row, (key, question, draw) in enumerate(rows):
+        marked = answers[row][2].text
+        if (key, marked) not in first:
+            told = {"persona": key, "question": question, "draw": draw, "marked": marked}
+            first[key, marked] = {**told, "text": model.decode(texts[row])}
+    ended, capped = ({key: dict(counts) for key, counts in kind.items()} for kind in (finish, cut))
+    return Rates(counted, ended, capped, tuple(first.values()))
 
 
 def label_of(source: float, highest: float, *, source_at_least: float, bystander_at_most: float) -> Label:
