@@ -123,7 +123,7 @@ def test_fault_095_what_cannot_be_asked_is_refused(changed: dict[str, Any], said
 
 @pytest.mark.real
 def test_the_villain_s_marker_is_sampled_for_the_villain_alone(real):
-    from mechinterp.adapters import with_adapter
+    from mechinterp import with_adapter
     from studies.trained import shipped_adapters
 
     model = with_adapter(real, shipped_adapters()["villain"])
