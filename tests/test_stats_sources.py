@@ -151,6 +151,18 @@ def test_fault_107_pooled_pairs_reject_what_is_not_there_and_permutations_do_not
     assert all(study.icc["outcome"].effective_n < 30 for study in studies)
 
 
+def test_fault_107_targets_that_leak_from_every_source_are_held_by_blocks_alone():
+    generator = np.random.default_rng(0)
+    _, _, sources, targets = nested(5, 10)
+    p = []
+    for _ in range(150):
+        x, y = (2 * generator.normal(size=10) + generator.normal(size=(5, 10)) for _ in "xy")
+        found = by_source(x.ravel(), y.ravel(), sources, targets, permutations=199)
+        p.append((found.within_p, found.block_p))
+    within, block = (np.array(p) <= 0.05).mean(0)
+    assert within > 0.15 and block <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
 def test_fault_107_what_is_there_within_sources_is_found():
     studies = [by_source(*nested(5, 10, within=1.0, spread=2.0, seed=k), permutations=199) for k in range(30)]
     assert np.mean([study.within_p <= 0.05 for study in studies]) > 0.9
