@@ -84,10 +84,10 @@ if TYPE_CHECKING:
     from probes.preflight import compare_with_eager as compare_with_eager
     from probes.readings import LastToken as LastToken
     from probes.readings import MeanOver as MeanOver
-    from probes.roles import RoleVectors as RoleVectors
-    from probes.roles import role_vectors as role_vectors
     from probes.responses import Response as Response
     from probes.responses import tokenised as tokenised
+    from probes.roles import RoleVectors as RoleVectors
+    from probes.roles import role_vectors as role_vectors
     from probes.strength import Calibration as Calibration
     from probes.strength import EqualKL as EqualKL
     from probes.strength import Raw as Raw

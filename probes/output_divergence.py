@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from mechinterp.divergence import pairwise
 from mechinterp.model import Model
 from mechinterp.results import Result
 from probes.lens_read import head_logits
-from probes.responses import Response, deciding_states, prefill, turn_end
+from probes.responses import Response, SystemRole, deciding_states, prefill, prompt_ids, turn_end
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,6 +123,7 @@ def output_divergence(
     responses: Sequence[Response],
     *,
     include_turn_end: bool = True,
+    system_role: SystemRole = "native",
     batch_size: int | None = None,
 ) -> OutputDivergence:
     """Divergences between all pairs of personas over every response.
@@ -139,8 +140,8 @@ def output_divergence(
     kept, values, sizes, skipped = [], [], [], 0
     size = len(systems) if batch_size is None else batch_size
     for question in dict.fromkeys(response.question for response in responses):
-        prompts = [model.chat(question, system=system).tokens[0].tolist() for system in systems.values()]
-        end = _end(model, systems, question) if include_turn_end else ()
+        prompts = [prompt_ids(model, system, question, system_role) for system in systems.values()]
+        end = _end(model, systems, question, system_role) if include_turn_end else ()
         before = prefill(model, prompts)
         for response in (r for r in responses if r.question == question):
             ids = (*response.ids, *end)
@@ -168,8 +169,28 @@ def output_divergence(
     )
 
 
-def _end(model: Model, systems: Mapping[str, str | None], question: str) -> tuple[int, ...]:
-    ends = {turn_end(model, system, question) for system in systems.values()}
+def joined(parts: Sequence[OutputDivergence]) -> OutputDivergence:
+    """Divergences of the same model between the same personas, over the responses of all parts."""
+    first = parts[0]
+    for part in parts:
+        for name in ("model", "personas", "include_turn_end"):
+            if getattr(part, name) != getattr(first, name):
+                raise ValueError(f"parts differ in {name}; only divergences of one kind are joined")
+    names = ("writers", "questions", "draws", "n_tokens")
+    return replace(
+        first,
+        **{name: tuple(value for part in parts for value in getattr(part, name)) for name in names},
+        js=torch.cat([part.js for part in parts]),
+        kl=torch.cat([part.kl for part in parts]),
+        skipped=sum(part.skipped for part in parts),
+        batch_sizes=tuple(sorted({size for part in parts for size in part.batch_sizes})),
+    )
+
+
+def _end(
+    model: Model, systems: Mapping[str, str | None], question: str, system_role: SystemRole
+) -> tuple[int, ...]:
+    ends = {turn_end(model, system, question, system_role=system_role) for system in systems.values()}
     if len(ends) != 1:
         raise ValueError(
             "the template closes a turn with other ids under another system prompt; pass"

@@ -6,6 +6,7 @@ the chat template closes a turn with.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -33,9 +34,14 @@ class Response:
     draw: int = 0
 
 
-def turn_end(model: Model, system: str | None, question: str) -> tuple[int, ...]:
+SystemRole = Literal["native", "prepend_user"]  # the second for templates without a system role
+
+
+def turn_end(
+    model: Model, system: str | None, question: str, *, system_role: SystemRole = "native"
+) -> tuple[int, ...]:
     """The ids that the template puts behind an answer, such as `<|im_end|>` and a newline."""
-    first, second = (_rendered(model, system, question, answer) for answer in STAND_INS)
+    first, second = (_rendered(model, system, question, answer, system_role) for answer in STAND_INS)
     shared = 0
     while shared < min(len(first), len(second)) and first[-1 - shared] == second[-1 - shared]:
         shared += 1
@@ -43,7 +49,11 @@ def turn_end(model: Model, system: str | None, question: str) -> tuple[int, ...]
 
 
 def tokenised(
-    model: Model, systems: Mapping[str, str | None], texts: Mapping[str, Mapping[str, Sequence[str]]]
+    model: Model,
+    systems: Mapping[str, str | None],
+    texts: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    system_role: SystemRole = "native",
 ) -> list[Response]:
     """Texts, {writer: {question: [text]}}, as responses whose ids are the same behind every prompt.
 
@@ -52,12 +62,13 @@ def tokenised(
     found = []
     for writer, answers in texts.items():
         for question, drawn in answers.items():
-            prompts = {name: _ids(model, system, question) for name, system in systems.items()}
-            ends = {name: len(turn_end(model, system, question)) for name, system in systems.items()}
+            told = {name: (model, system, question) for name, system in systems.items()}
+            prompts = {name: prompt_ids(*one, system_role) for name, one in told.items()}
+            ends = {name: len(turn_end(*one, system_role=system_role)) for name, one in told.items()}
             for draw, text in enumerate(drawn):
                 ids = {
-                    name: _between(_rendered(model, system, question, text), prompts[name], ends[name])
-                    for name, system in systems.items()
+                    name: _between(_rendered(*one, text, system_role), prompts[name], ends[name])
+                    for name, one in told.items()
                 }
                 if len(set(ids.values())) != 1:
                     raise ValueError(
@@ -77,14 +88,21 @@ def _between(whole: Sequence[int], prompt: Sequence[int], n_end: int) -> tuple[i
     return tuple(whole[len(prompt) : len(whole) - n_end])
 
 
-def _ids(model: Model, system: str | None, question: str) -> list[int]:
-    return model.chat(question, system=system).tokens[0].tolist()
+def prompt_ids(model: Model, system: str | None, question: str, system_role: SystemRole) -> list[int]:
+    """One question as ids, up to where the answer begins."""
+    return model.chat(question, system=system, system_role=system_role).tokens[0].tolist()
 
 
-def _rendered(model: Model, system: str | None, question: str, answer: str) -> list[int]:
+def _rendered(
+    model: Model, system: str | None, question: str, answer: str, system_role: SystemRole
+) -> list[int]:
     head = [] if system is None else [{"role": "system", "content": system}]
     said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return render(model.tokenizer, [*head, *said], generation_prompt=False).tokens[0].tolist()
+    return (
+        render(model.tokenizer, [*head, *said], generation_prompt=False, system_role=system_role)
+        .tokens[0]
+        .tolist()
+    )
 
 
 # the states -------------------------------------------------------------------------------------------------

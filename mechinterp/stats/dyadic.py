@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from mechinterp.stats.association import Association, orderings, rank_score, reached, spearman, unit_score
+from mechinterp.stats.association import Association, orderings, rank_score, reached, spearman
 
 EXACT_NODES = 7  # 5,040 relabellings are enumerated
 PERMUTATIONS = 10_000
@@ -65,8 +65,7 @@ def dyadic_spearman(
         )
     low, high, note = math.nan, math.nan, f"n={k} nodes: {FEWEST} are needed for an interval"
     if k >= FEWEST:
-        x, y = _dense(a), _dense(b)
-        drawn = node_bootstrap(lambda i, j: _rho(x[i, j], y[i, j]), k, seed=seed, resamples=resamples)
+        drawn = _resampled_rho(_dense(a), _dense(b), _draws(k, seed, resamples))
         low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
         lost = int(np.isnan(drawn).sum())
         note = f"{lost} resamples without a rho left out" if lost else ""
@@ -81,11 +80,9 @@ def node_bootstrap(
     statistic: Statistic, n_nodes: int, *, seed: int = 0, resamples: int = 2000
 ) -> Float[np.ndarray, "resample"]:
     """`statistic(i, j)` on the pairs of each resample of nodes; a node drawn twice is no pair by itself."""
-    generator = np.random.default_rng(seed)
     first, second = np.triu_indices(n_nodes, 1)
     found = np.full(resamples, math.nan)
-    for place in range(resamples):
-        drawn = generator.integers(0, n_nodes, n_nodes)
+    for place, drawn in enumerate(_draws(n_nodes, seed, resamples)):
         i, j = drawn[first], drawn[second]
         found[place] = statistic(i[i != j], j[i != j])
     return found
@@ -96,12 +93,34 @@ def _dense(matrix: Float[np.ndarray, "node node"]) -> Int[np.ndarray, "node node
     return np.unique(matrix, return_inverse=True)[1].reshape(matrix.shape)
 
 
-def _rho(x: Int[np.ndarray, "pair"], y: Int[np.ndarray, "pair"]) -> float:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    counts = np.bincount(x), np.bincount(y)
-    ranks_x, ranks_y = (np.cumsum(count) - count / 2 for count in counts)  # average ranks, but for a constant
-    return float(unit_score(ranks_x[x]) @ unit_score(ranks_y[y]))
+def _draws(n_nodes: int, seed: int, resamples: int) -> Int[np.ndarray, "resample node"]:
+    return np.random.default_rng(seed).integers(0, n_nodes, (resamples, n_nodes))
+
+
+def _resampled_rho(
+    x: Int[np.ndarray, "node node"], y: Int[np.ndarray, "node node"], drawn: Int[np.ndarray, "resample node"]
+) -> Float[np.ndarray, "resample"]:
+    """rho of the pairs of each resample, all at once; NaN under three pairs or where one is constant."""
+    first, second = np.triu_indices(len(x), 1)
+    i, j = drawn[:, first], drawn[:, second]
+    pair = i != j
+    n = pair.sum(1)
+    one, other = (_centred_ranks(values[i, j], pair) for values in (x, y))
+    norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
+    defined = (n >= 3) & (norms > 0)
+    return np.where(defined, (one * other).sum(1) / np.where(defined, norms, 1), math.nan)
+
+
+def _centred_ranks(
+    values: Int[np.ndarray, "resample pair"], pair: Bool[np.ndarray, "resample pair"]
+) -> Float[np.ndarray, "resample pair"]:
+    """Average ranks among the pairs of a resample, about their mean; 0 where there is no pair."""
+    rows, distinct = np.nonzero(pair)[0], int(values.max()) + 1
+    counts = np.bincount(rows * distinct + values[pair], minlength=len(values) * distinct)
+    counts = counts.reshape(len(values), distinct)
+    ranks = np.take_along_axis(np.cumsum(counts, 1) - counts / 2, values, 1)  # but for a constant
+    mean = np.where(pair, ranks, 0).sum(1) / np.maximum(pair.sum(1), 1)
+    return np.where(pair, ranks - mean[:, None], 0)
 
 
 def _mantel(
