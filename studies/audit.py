@@ -17,7 +17,7 @@ from mechinterp.json_io import plain, write_json
 from mechinterp.report import write_report
 from mechinterp.results import metadata
 
-AUDITS = {"zlt_attention": "studies.audit_attention"}
+AUDITS = {"zlt_attention": "studies.audit_attention", "output_divergence": "studies.audit_divergence"}
 SCHEMA, VERSION = "mechinterp.audit", 1
 HALF = 0.5 + 1e-9  # of the last printed digit, and what binary fractions add to it
 
@@ -27,6 +27,7 @@ class Reading:
     """What the records say: the value as published analyses take it, and the file's own value beside it.
 
     `corrected` is the analysis as it should be, `naive` the reading that misleads; empty where there is none.
+    A value of None says that the files hold the stored figure and nothing that it could be computed from.
     """
 
     value: Any
@@ -34,6 +35,7 @@ class Reading:
     corrected: Any = None
     naive: str = ""
     note: str = ""
+    tolerance: float = 1e-12  # to the stored value: the rounding of sums in another order, or of the inputs
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Measure:
 
     name: str
     section: str
-    scope: Literal["condition", "persona", "pair", "rail", "named", "all"]
+    scope: Literal["condition", "persona", "pair", "rail", "named", "layer", "source", "all"]
     needs: tuple[str, ...]
     read: Callable[[Any, str], Reading | None]
 
@@ -78,8 +80,8 @@ class Finding:
     def agrees(self) -> bool | None:
         """Whether every figure that could be compared is met; None where there was none."""
         said = [met for _, met in self.claims if met is not None]
-        if self.reading.stored is not None:
-            said.append(same(self.reading.stored, self.reading.value))
+        if self.reading.stored is not None and self.reading.value is not None:
+            said.append(same(self.reading.stored, self.reading.value, self.reading.tolerance))
         return all(said) if said else None
 
 
@@ -135,8 +137,10 @@ def compare(
                 lacking.append((measure.name, condition, needed))
                 continue
             made = [c for c in claims if (c.measure, c.condition) == (measure.name, condition)]
-            held = tuple((c, meets(c, reading.value) if complete(measure) else None) for c in made)
-            gap = None if reading.stored is None else difference(reading.stored, reading.value)
+            said = reading.stored if reading.value is None else reading.value
+            held = tuple((c, meets(c, said) if complete(measure) else None) for c in made)
+            alone = reading.stored is None or reading.value is None
+            gap = None if alone else difference(reading.stored, reading.value)
             findings.append(Finding(measure.name, measure.section, condition, reading, held, gap))
     return tuple(findings), tuple(lacking)
 
@@ -181,10 +185,10 @@ def difference(stored: Any, value: Any) -> float | None:
     return max((gap for gap in gaps if gap is not None), default=None)
 
 
-def same(stored: Any, value: Any) -> bool:
-    """Equal but for the rounding of sums in another order: 1e-12, where shares lie between 0 and 1."""
+def same(stored: Any, value: Any, tolerance: float = 1e-12) -> bool:
+    """Equal but for rounding: 1e-12 covers sums in another order, where shares lie between 0 and 1."""
     gap = difference(stored, value)
-    return gap is None or gap <= 1e-12
+    return gap is None or gap <= tolerance
 
 
 def document(found: Audit) -> dict[str, Any]:

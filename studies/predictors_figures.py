@@ -27,10 +27,10 @@ def divergence_map(found: Discrimination) -> go.Figure:
     import pandas as pd
 
     names = list(found.names)
-    more = [f"{found.n_questions} questions"] if found.n_questions else []
+    more = ["means over responses", *([f"{found.n_questions} questions"] * bool(found.n_questions))]
     return heatmap(
         pd.DataFrame(found.js * MILLI, index=names, columns=names),
-        subtitle=_said(found.model, len(names), "persona", (), "none, means over responses", more),
+        subtitle=_said(found.model, len(names), "persona", (), "none", more),
         title="Jensen-Shannon divergence between personas' outputs",
         x_title="", y_title="", colour_title="JS (10⁻³ nats)",
     )  # fmt: skip
@@ -78,10 +78,13 @@ def asymmetry_map(found: Asymmetry) -> go.Figure:
     more = []
     if found.association is not None:
         rho = found.association
-        more = [f"rho with leakage asymmetry {_signed(rho.estimate)}, p {rho.p:.2g} ({rho.p_method})"]
+        more = [
+            f"rho with leakage asymmetry {_signed(rho.estimate)}",
+            f"p {rho.p:.2g} over {rho.n_nodes} sources",
+        ]
     return heatmap(
         pd.DataFrame((found.kl - found.kl.T) * MILLI, index=names, columns=names),
-        subtitle=_said(found.model, len(names), "persona", (), "none, means over responses", more),
+        subtitle=_said(found.model, len(names), "persona", (), "none", more),
         title="Asymmetry of KL between personas' outputs",
         x_title="column", y_title="row",
         colour_title="KL(row‖col) − KL(col‖row) (10⁻³ nats)", center=0.0,
@@ -144,7 +147,7 @@ def rho_bars(
         }  # fmt: skip
         figure.add_bar(
             x=list(held), y=numbers(pooled), name=label(group, 40), offsetgroup=str(place), error_y=error,
-            marker_color=colour(place), showlegend=len(found) > 1,
+            marker_color=colour(place), opacity=0.8, showlegend=len(found) > 1,
             hovertemplate="%{x}: pooled rho %{y:.3f}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
