@@ -140,8 +140,8 @@ def stage_table(result: KlBarrier) -> Table:
         "hinge fired in training", "loss",
     )  # fmt: skip
     note = (
-        "KL(arm || base) of the arm's own samples in nats, mean over completions; in training, what the barrier"
-        " looked at, mean over batches. The loss is the mean of the round, barrier included."
+        "KL(arm || base) of the arm's own samples in nats, mean over completions; in training, what the"
+        " barrier looked at, mean over batches. The loss is the mean of the round, barrier included."
     )
     return Table("Every arm after every round", columns, tuple(rows), note)
 

@@ -1,4 +1,4 @@
-"""The barrier in a training loop: arms differ in it alone, a killed study goes on, expectations are judged."""
+"""The barrier in a training loop: arms differ in it only, a killed study goes on, expectations judged."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # pyright: reportCallIssue=false, reportOptionalSubscript=false
