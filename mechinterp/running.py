@@ -207,7 +207,13 @@ def status(folder: Path) -> Status:
 
 
 def report(folder: Path, formats: Sequence[FileFormat] = ()) -> Path:
-    """Writes the report of a finished run again, from its cells; computes nothing."""
+    """Writes the report of a finished run again, from its cells; of a folder of runs, one report of them all.
+
+    Computes nothing that a cell computes.
+    """
+    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    if runs and not (folder / "manifest.json").is_file():
+        return _book(folder, runs)
     asked, found = reopened(folder)
     left = found.status(asked.cells()).left
     if left:
@@ -216,6 +222,25 @@ def report(folder: Path, formats: Sequence[FileFormat] = ()) -> Path:
         )
     results = {cell.key: found.result(cell) for cell in asked.cells()}
     return write_report_of(asked, asked.module.combine(asked.config, results), found, formats)
+
+
+def _book(folder: Path, runs: Sequence[Path]) -> Path:
+    """Every finished run of a folder as a chapter, with one index."""
+    from mechinterp.report import write_book
+
+    chapters = {}
+    for path in runs:
+        asked, found = reopened(path)
+        if not found.status(asked.cells()).left:
+            results = {cell.key: found.result(cell) for cell in asked.cells()}
+            chapters[path.name] = asked.module.page(
+                asked.config, asked.module.combine(asked.config, results), found
+            )
+    if not chapters:
+        raise ValueError(
+            f"none of the {len(runs)} runs in {folder} is finished; run their commands again first"
+        )
+    return write_book(folder.resolve().name, chapters, folder)
 
 
 def crowded() -> str | None:

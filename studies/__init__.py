@@ -17,4 +17,6 @@ DEMO = {  # in the order of their chapters; `{demo}` is the folder that holds th
     "persistence": (),
     "zlt_attention": (),
     "marker_locus": ("records='{demo}/zlt_attention'",),
+    "output_divergence": (),
+    "kl_aggregation": (),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,10 @@ def _cosines(centred: Centroids, names: tuple[str, ...]) -> dict[str, np.ndarray
 def _associated(
     rates: Mapping[tuple[str, str], float], matrix: Matrix, names: tuple[str, ...], seed: int
 ) -> SourceAssociation:
-    pairs = directed_pairs(rates, {"x": matrix}, names)
+    """One matrix against leakage; pairs without a value (whose persona wrote nothing) are left out of n."""
+    place = {name: i for i, name in enumerate(names)}
+    valued = {(s, t): rate for (s, t), rate in rates.items() if math.isfinite(matrix[place[s], place[t]])}
+    pairs = directed_pairs(valued, {"x": matrix}, names)
     return by_source(pairs.values("x"), np.array(pairs.leakage), pairs.sources, pairs.targets, seed=seed)
 
 

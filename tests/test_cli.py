@@ -272,6 +272,23 @@ def test_a_report_written_again_is_the_same_page(finished, capsys):
 
 @pytest.mark.real
 @pytest.mark.xdist_group("cli run")  # one worker makes the run
+def test_a_folder_of_runs_has_one_report_of_those_that_are_finished(finished, capsys, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(finished[0], tmp_path / name)
+    cut = shutil.copytree(finished[0], tmp_path / "unfinished")
+    said(capsys, *asked("--out", str(cut), "--new", "--limit", "1", "--set", "seed=7"))
+    for path in tmp_path.glob("unfinished-*"):
+        shutil.rmtree(path)
+    assert str(tmp_path / "report.html") in said(capsys, "report", str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert "first/" in page and "second/" in page and "unfinished/" not in page
+    for name in ("first", "second"):
+        shutil.rmtree(tmp_path / name)
+    assert "none of the 1 runs" in said(capsys, "report", str(tmp_path), code=1)
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("cli run")  # one worker makes the run
 def test_another_question_is_refused_in_the_same_directory(finished, capsys):
     folder, _ = finished
     before = contents(folder)
