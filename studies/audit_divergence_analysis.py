@@ -174,7 +174,7 @@ def _of_matrices(
     held, told = records.matrices, records.model
     if held is None:
         return None, None, None, None
-    names, asked = held.personas, held.questions if held.keys else ()
+    names, asked = held.personas, records.asked()
     values = held.per_response if held.keys else None
     apart = discrimination(held.js, names, per_response=values, questions=asked, model=told, seed=SEED)
     like = unlike = None

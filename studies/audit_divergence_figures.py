@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from probes.output_divergence import SELECTIONS
-from studies.audit_divergence_analysis import Analysed, selection_name
+from studies.audit_divergence_analysis import Analysed, own_set, selection_name
 from studies.predictors_figures import cosine_map, hero, predictor_scatter, redundancy_scatter, rho_bars
 
 if TYPE_CHECKING:
@@ -28,12 +28,10 @@ def all_figures(found: Analysed) -> dict[str, tuple[go.Figure, str]]:
             for centring, held in found.by_layer.items()
             if held
         }
-        layers = sorted({int(n) for held in groups.values() for n in held})
-        groups = {c: {str(n): held[str(n)] for n in layers if str(n) in held} for c, held in groups.items()}
         drawn["cosine-by-layer"] = (
             rho_bars(groups, title="Cosine as predictor of leakage, by layer and centring set",
-                     x_title="layer", model=found.records.model),
-            WHISKERS,
+                     x_title="layer", model=found.records.model, stored=_stored(found)),
+            f"{WHISKERS} Hollow: the file's own figure, of a cosine that is not public.",
         )  # fmt: skip
     if found.main is not None:
         held = {s: found.main.spearman[selection_name(s)] for s in SELECTIONS
@@ -44,6 +42,17 @@ def all_figures(found: Analysed) -> dict[str, tuple[go.Figure, str]]:
             WHISKERS,
         )  # fmt: skip
     return drawn | _matrices(found)
+
+
+def _stored(found: Analysed) -> dict[str, dict[str, float]]:
+    """rho of the layers whose own-centred cosine is in no file."""
+    known = found.records.analysis and found.records.analysis.leakage_comparison
+    if known is None:
+        return {}
+    layers = {int(name.removeprefix("layer_")): each for name, each in known.cosine_matched.items()}
+    centring = own_set(found.records)
+    held = found.by_layer[centring]
+    return {centring: {str(n): each.spearman_rho for n, each in sorted(layers.items()) if n not in held}}
 
 
 def _matrices(found: Analysed) -> dict[str, tuple[go.Figure, str]]:
@@ -59,7 +68,7 @@ def _matrices(found: Analysed) -> dict[str, tuple[go.Figure, str]]:
     if found.asymmetry is not None:
         drawn["kl-asymmetry"] = (
             found.asymmetry.figure(),
-            "Red: the row surprises the column more than the reverse.",
+            "Red: KL(row‖column) is the larger of the two.",
         )
     if found.per_question is not None:
         drawn["questions"] = (

@@ -164,7 +164,8 @@ def beats(found: Analysed, _: str) -> Reading | None:
     told = f"{told} where it is {wide_set(found.records)}" if lost["wide"] else "no layer contradicts it"
     return Reading(
         value, None, {"mean rho within sources": within},
-        "the advantage of JS over the cosine depends on the centring set and lies between sources", told,
+        "the verdict is on pooled |rho| of one centring set; what holds within sources stands beside it",
+        told,
     )  # fmt: skip
 
 
@@ -219,4 +220,4 @@ def _naive(main: Comparison) -> str:
 
 
 def _on(main: Comparison) -> str:
-    return f"cosine: {main.second}"
+    return f"the cosine is {main.second}"

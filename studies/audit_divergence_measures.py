@@ -13,7 +13,11 @@ from studies.audit_divergence_analysis import Analysed
 
 SCALE = (
     "the bar std > 0.05 was set in nats without regard to the scale: JS is at most 0.693, typical values are"
-    " 0.005 to 0.05, and the study went on after it failed"
+    " 0.005 to 0.05"
+)
+DESCRIBED = (
+    "the write-up describes the responses of the pair: a mean over questions, then over the two"
+    " generation directions; the code averages over the responses of all personas, third ones included"
 )
 SINGLE = 1e-6  # cosines are stored in single precision, and were correlated in it
 PAIRS_SHARE = "the stored p takes pairs as independent, but they share personas"
@@ -48,7 +52,8 @@ def bars(found: Analysed, _: str) -> Reading | None:
     stored = found.records.analysis and found.records.analysis.discrimination
     held = None if stored is None else {"std > 0.05": stored.pass_std, "ratio > 3": stored.pass_ratio}
     corrected = {name.removeprefix("ours: "): verdicts[name] for name in names[2:]}
-    return Reading(value, held, corrected, SCALE, one.criteria[0].decision)
+    went_on = "the study went on after a fail" if found.records.published else one.criteria[0].decision
+    return Reading(value, held, corrected, SCALE, went_on)
 
 
 def extremes(found: Analysed, _: str) -> Reading | None:
@@ -75,10 +80,7 @@ def averaging(found: Analysed, _: str) -> Reading | None:
         i, j = np.triu_indices(len(held.personas), 1)
         pair = held.selected("pair")[i, j]
         value["range as described"] = [float(pair.min()), float(pair.max())]
-    told = (
-        "the write-up describes the responses of the pair: a mean over questions, then over the two"
-        " generation directions; the code averages over the responses of all personas, third ones included"
-    )
+    told = DESCRIBED if found.records.published else ""
     return Reading(value, None, {"largest difference to": gaps}, note=told)
 
 
@@ -186,9 +188,8 @@ def wide_personas(found: Analysed, _: str) -> Reading | None:
     names = {name for pair in found.records.wide_rates() for name in pair}
     if not found.records.wide and not found.records.rates:
         return None
-    return Reading(
-        {"personas": len(names)}, note="the write-up says 112 in places; the data hold what is counted here"
-    )
+    told = "the write-up says 112 in places; the data hold 111" if found.records.published else ""
+    return Reading({"personas": len(names)}, note=told)
 
 
 def typed(found: Analysed, _: str) -> Reading | None:

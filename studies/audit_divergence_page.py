@@ -1,6 +1,7 @@
 """The page of the divergence audit: what was published, what the files say, how it should be read."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from mechinterp.report import Headline, Page, Sample, Table
@@ -8,11 +9,35 @@ from mechinterp.results import library_versions
 from mechinterp.stats.sources import SourceAssociation
 from studies.audit import Audit
 from studies.audit_divergence_analysis import JS, SEED, Analysed
+from studies.audit_divergence_claims import (
+    CENTRED,
+    DELTA,
+    DELTA_WIDE,
+    LIKE,
+    ON_WIDE,
+    PARTIAL,
+    PARTIAL_WIDE,
+    PRIOR,
+)
 from studies.audit_divergence_figures import all_figures
 from studies.audit_page import absent, answer, corrections, exactness, verdicts
-from studies.criteria import criteria_table
+from studies.criteria import Criterion, criteria_table
 from studies.predictors import Comparison
 
+PARTS = {
+    "Prediction of leakage": (
+        "JS against leakage", CENTRED, ON_WIDE, "JS beats cosine", "JS by response selection",
+        "KL against leakage", "sources without a rho",
+    ),
+    "What each predictor adds": (PARTIAL, DELTA, PARTIAL_WIDE, DELTA_WIDE),
+    "The matrices": (
+        LIKE, "range of JS", "published criteria", "extreme pairs", "averaging of JS", "KL asymmetry",
+        "uninformative questions", "matrices derived from KL",
+    ),
+    "The wide set and the records": (
+        PRIOR, "personas of the wide set", "marker rates", "rates and JS as analysed", "answers",
+    ),
+}  # fmt: skip
 ASKED = (
     "A marker was trained into some personas and shows up under others' prompts. Does the divergence between"
     " two personas' outputs on the same text say how much leaks from one to the other, and does it say so"
@@ -47,8 +72,7 @@ def page(found: Audit, analysed: Analysed) -> Page:
         digests=dict(found.digests),
         figures=all_figures(analysed),
         samples=_samples(analysed),
-        tables=[verdicts(found), corrections(found), *_criteria(analysed), *_criteria_of_layers(analysed),
-                *exactness(found), *absent(found)],
+        tables=_tables(found, analysed),
         caveats=tuple(dict.fromkeys(f.reading.naive for f in found.findings if f.reading.naive)),
         cannot_show=(
             "Whether other sources give the same: five are few, and whole sources permute in 120 ways only.",
@@ -119,18 +143,18 @@ def _verdict(analysed: Analysed) -> list[str]:
     return said
 
 
-def _criteria(analysed: Analysed) -> list[Table]:
-    one = analysed.discrimination
-    return [] if one is None else [_table("Criteria of discrimination", one)]
+def _tables(found: Audit, analysed: Analysed) -> list[Table]:
+    tables = []
+    for title, names in PARTS.items():
+        tables += [*verdicts(found, title, names), *corrections(found, title, names)]
+    judged = (("Criteria of discrimination", analysed.discrimination),
+              ("Criteria of redundancy", analysed.redundancy))  # fmt: skip
+    tables += [_criteria(title, one.criteria) for title, one in judged if one is not None]
+    return [*tables, *exactness(found), *absent(found)]
 
 
-def _criteria_of_layers(analysed: Analysed) -> list[Table]:
-    one = analysed.redundancy
-    return [] if one is None else [_table("Criteria of redundancy", one)]
-
-
-def _table(title: str, one: Any) -> Table:
-    frame = criteria_table(one.criteria)
+def _criteria(title: str, criteria: Sequence[Criterion]) -> Table:
+    frame = criteria_table(criteria)
     rows = tuple((name, f"{value:.4g}", *rest) for name, value, *rest in frame.itertuples(index=False))
     return Table(title, tuple(frame.columns), rows)
 

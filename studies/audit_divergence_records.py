@@ -84,6 +84,17 @@ class Records:
         about = self.matrices.about if self.matrices else {}
         return str(about.get("model", "model not named in the records"))
 
+    def asked(self) -> tuple[str, ...]:
+        """The question of each response, in the words of the answers where matrices and answers agree."""
+        held = self.matrices
+        if held is None or not held.keys:
+            return ()
+        texts = [tuple(questions) for questions in (self.answers or {}).values()]
+        alike = len(set(texts)) == 1 and len(texts[0]) == held.n_questions
+        if "questions" in held.about or not alike:
+            return held.questions
+        return tuple(texts[0][key % held.n_questions] for key in held.keys)
+
     def wide_rates(self) -> dict[tuple[str, str], float]:
         """(source, target) -> leakage of every pair that the wide file or the counted rates hold."""
         found = {

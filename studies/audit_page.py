@@ -1,6 +1,6 @@
 """The page of any audit: a verdict on every figure, published beside recomputed beside corrected."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mechinterp.report import Table
@@ -32,27 +32,27 @@ def verdict(found: Finding) -> str:
     return AS_STORED if found.reading.stored is not None else UNSAID
 
 
-def verdicts(found: Audit) -> Table:
-    """Every finding that was printed or stored somewhere: published, recomputed, verdict and why."""
+def verdicts(found: Audit, title: str, names: Sequence[str]) -> list[Table]:
+    """The findings of these names that were printed or stored: published, recomputed, verdict and why."""
     rows = [
         (f.name, f.condition, published(f), recomputed(f), verdict(f), f.reading.note)
         for f in found.findings
-        if f.claims or f.reading.stored is not None
+        if f.name in names and (f.claims or f.reading.stored is not None)
     ]
     columns = ("figure", "of", "published", "recomputed", "verdict", "why, and of what")
-    note = "(reference) is what the public files were known to give before; stored is the file's own value"
-    return Table("What was published, and what the records give", columns, tuple(rows), note)
+    note = "(reference): what the public files were known to give before. Stored: the file's own value."
+    return [Table(f"{title}: published and recomputed", columns, tuple(rows), note)] * bool(rows)
 
 
-def corrections(found: Audit) -> Table:
-    """Every finding with a reading that misleads or an analysis that its design calls for."""
+def corrections(found: Audit, title: str, names: Sequence[str]) -> list[Table]:
+    """Those with a reading that misleads, or an analysis that the design calls for."""
     rows = [
         (f.name, f.condition, plain_value(f), short(without_series(f.reading.corrected)), f.reading.naive)
         for f in found.findings
-        if f.reading.corrected or f.reading.naive
+        if f.name in names and (f.reading.corrected or f.reading.naive)
     ]
-    columns = ("figure", "of", "as published analyses take it", "corrected", "what misleads")
-    return Table("Naive and corrected analysis side by side", columns, tuple(rows))
+    columns = ("figure", "of", "as published analyses take it (naive)", "corrected", "what misleads")
+    return [Table(f"{title}: naive and corrected", columns, tuple(rows))] * bool(rows)
 
 
 def exactness(found: Audit) -> list[Table]:
@@ -88,7 +88,7 @@ def answer(found: Audit) -> str:
     counts = {name: said.count(name) for name in dict.fromkeys(said)}
     text = (
         f"{sum(each is True for each in printed_figures)} of {len(printed_figures)} printed figures follow"
-        f" from the records. Findings: {', '.join(f'{n} {name}' for name, n in counts.items())}."
+        f" from the records. Verdicts: {', '.join(f'{name} {n}' for name, n in counts.items())}."
     )
     against = [
         f"{f.name}{'' if f.condition == 'all' else f' ({f.condition})'}"

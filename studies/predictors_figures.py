@@ -130,14 +130,16 @@ def rho_bars(
     x_title: str,
     model: str,
     seeds: Sequence[int] = (),
+    stored: Mapping[str, Mapping[str, float]] | None = None,
 ) -> go.Figure:
     """Pooled rho with leakage as bars, a colour a group: {group: {place on the axis: association}}.
 
-    Whiskers reach over the pooled rho without each source; diamonds are the mean rho within sources.
+    Whiskers reach over the pooled rho without each source; diamonds are the mean rho within sources. Where
+    only the pooled figure is known, `stored`, the bar is hollow.
     """
     import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure, known = go.Figure(), stored or {}
     for place, (group, held) in enumerate(found.items()):
         pooled = [each.pooled.estimate for each in held.values()]
         error = {
@@ -150,6 +152,14 @@ def rho_bars(
             marker_color=colour(place), opacity=0.8, showlegend=len(found) > 1,
             hovertemplate="%{x}: pooled rho %{y:.3f}<extra></extra>",
         )  # fmt: skip
+        alone = known.get(group, {})
+        if alone:
+            hollow = {"color": "white", "line": {"width": 2, "color": colour(place)}}
+            figure.add_bar(
+                x=list(alone), y=numbers(alone.values()), name=label(f"{group}, stored only", 40),
+                offsetgroup=str(place), marker=hollow,
+                hovertemplate="%{x}: stored rho %{y:.3f}<extra></extra>",
+            )  # fmt: skip
         figure.add_scatter(
             x=list(held), y=numbers([each.mean_within for each in held.values()]), mode="markers",
             name="mean within sources", legendgroup="within", showlegend=place == 0, offsetgroup=str(place),
@@ -163,7 +173,9 @@ def rho_bars(
     notes = [f"{', '.join(constant)}: constant, so without a rho within"] if constant else []
     finish(figure, title, said, notes, x_title=x_title, y_title="Spearman's rho with leakage")
     figure.update_layout(barmode="group", scattermode="group")
-    figure.update_xaxes(type="category")
+    places = sorted({*found, *known}, key=lambda group: -len(found.get(group, ())))
+    order = dict.fromkeys(x for group in places for held in (found, known) for x in held.get(group, ()))
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(order))
     figure.add_hline(y=0, line={"color": INK, "width": 1})
     return figure
 

@@ -58,7 +58,7 @@ class Discrimination(Result):
     @property
     def signal_to_noise(self) -> float:
         """Spread over pairs by what resampling the questions moves them: has no unit."""
-        return self.std / self.noise if self.noise > 0 else math.nan
+        return _by(self.std, self.noise)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a pair, nearest first."""
@@ -110,7 +110,7 @@ def discrimination(
         below, above = np.quantile(drawn.max(1) / drawn.min(1), [0.025, 0.975])
         bounds = (float(below), float(above))
     std = float(values.std())
-    snr = std / noise if noise > 0 else math.nan
+    snr = _by(std, noise)
     scale = f"not scale-free: JS is at most 0.693 and its mean here {values.mean():.3g}; {WENT_ON}"
     criteria = (
         judged("published: std over pairs (nats)", std, SPREAD, decision=scale),
@@ -259,3 +259,8 @@ def per_question(
 
 def _named(names: tuple[str, ...], i: int, j: int) -> tuple[str, str]:
     return names[int(i)], names[int(j)]
+
+
+def _by(spread: float, noise: float) -> float:
+    """Spread by noise: infinite where resampling moves nothing, NaN where nothing was resampled."""
+    return math.inf if noise == 0 and spread > 0 else spread / noise if noise > 0 else math.nan
