@@ -67,8 +67,12 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(act=_report)
 
     audit = commands.add_parser("audit", help="analyse a study's published records again, without a model")
-    audit.add_argument("study", help="zlt_attention or output_divergence")
-    audit.add_argument("directory", type=Path, help="where the records are, any of them")
+    audit.add_argument("study", help="zlt_attention, output_divergence or causal_proximity")
+    audit.add_argument(
+        "directory",
+        type=Path,
+        help="where the records are, any of them; causal_proximity: the JSON file of its table",
+    )
     audit.add_argument("--out", type=Path, required=True, help="where audit.json, audit.csv and the page go")
     audit.set_defaults(act=_audit)
 

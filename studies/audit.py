@@ -17,7 +17,11 @@ from mechinterp.json_io import plain, write_json
 from mechinterp.report import write_report
 from mechinterp.results import metadata
 
-AUDITS = {"zlt_attention": "studies.audit_attention", "output_divergence": "studies.audit_divergence"}
+AUDITS = {
+    "zlt_attention": "studies.audit_attention",
+    "output_divergence": "studies.audit_divergence",
+    "causal_proximity": "studies.audit_arms",
+}
 SCHEMA, VERSION = "mechinterp.audit", 1
 HALF = 0.5 + 1e-9  # of the last printed digit, and what binary fractions add to it
 
