@@ -66,7 +66,7 @@ def firing(result: KlBarrier) -> go.Figure:
         figure.add_bar(
             x=[f"round {stage.round}" for stage in stages],
             y=numbers([stage.fired / stage.seen if stage.seen else float("nan") for stage in stages]),
-            text=[f"{stage.fired} of {stage.seen}" for stage in stages],
+            text=[f"{stage.fired} of {stage.seen}" for stage in stages], textposition="outside",
             name=f"{arm}, tau = {result.thresholds[arm]:g}", marker_color=colour(place),
             hovertemplate="%{x}: %{text}<extra></extra>",
         )  # fmt: skip
@@ -75,7 +75,7 @@ def firing(result: KlBarrier) -> go.Figure:
     ]
     finish(figure, "How often the hinge fires in training", _caption(result, "none"), notes,
            x_title="", y_title="share of completions")  # fmt: skip
-    figure.update_yaxes(range=[0, 1.05])
+    figure.update_yaxes(range=[0, 1.1])
     figure.update_layout(showlegend=True)
     return figure
 
