@@ -61,7 +61,8 @@ def own_set(records: Records) -> str:
 
 def wide_set(records: Records) -> str:
     """The centring of the wide file."""
-    return f"centred on the {len({name for pair in records.wide_rates() for name in pair})}"
+    name = f"centred on the {len({name for pair in records.wide_rates() for name in pair})}"
+    return f"{name} of the wide file" if name == own_set(records) else name
 
 
 def analyse(records: Records) -> Analysed:

@@ -35,7 +35,7 @@ def js_leakage(found: Analysed, _: str) -> Reading | None:
             stored.js_leakage_pearson_r, stored.js_leakage_pearson_p,
         )  # fmt: skip
     one, linear = main.spearman[JS], main.pearson[JS]
-    value = correlated(one.pooled.estimate, one.pooled.p, linear.estimate, linear.p)
+    value = correlated(one.pooled.estimate, one.pooled.asymptotic_p, linear.estimate, linear.asymptotic_p)
     return Reading(value, held, nested(one), pooled(one))
 
 
@@ -49,13 +49,11 @@ def own_cosine(found: Analysed, condition: str) -> Reading | None:
     if association is None:
         told = "stored only: no public file holds the cosine of this layer centred on the study's personas"
         return None if held is None else Reading(None, held, note=told)
-    value: dict[str, Any] = {"rho": association.pooled.estimate, "p": association.pooled.p}
-    name = found.name(own_set(found.records))
+    value: dict[str, Any] = {"rho": association.pooled.estimate, "p": association.pooled.asymptotic_p}
     if found.own is not None and layer == found.layer:
-        linear = found.own.pearson[name]
-        value = {**correlated(association.pooled.estimate, association.pooled.p, linear.estimate, linear.p)}
-    elif held is not None:
-        held = {key: held[key] for key in value}
+        linear = found.own.pearson[found.name(own_set(found.records))]
+        value |= {"pearson": linear.estimate, "pearson p": linear.asymptotic_p}
+    held = held and {key: held[key] for key in value}
     return Reading(value, held, nested(association), pooled(association), "", SINGLE)
 
 
@@ -149,15 +147,11 @@ def beats(found: Analysed, _: str) -> Reading | None:
         name: [n for n, rho in sorted(held.items()) if rho >= abs(js.pooled.estimate)]
         for name, held in (("own", own), ("wide", wide))
     }
-    value = {
-        f"at every layer, {found_set}": not lost[key]
-        for key, found_set, held in (
-            ("own", own_set(found.records), own),
-            ("wide", wide_set(found.records), wide),
-        )
-        if held
+    value: dict[str, Any] = {
+        "at every layer, own centring": not lost["own"] if own else None,
+        "at every layer, wide centring": not lost["wide"] if wide else None,
+        "under both centrings": not lost["own"] and not lost["wide"] if own and wide else None,
     }
-    value["under both centrings"] = not lost["own"] and not lost["wide"]
     within = {JS: js.mean_within}
     within |= {one.second: one.spearman[one.second].mean_within for one in (found.own, found.wide) if one}
     told = "the cosine is at least as strong in layer " + ", ".join(map(str, lost["wide"]))
@@ -201,7 +195,7 @@ def pooled(one: SourceAssociation) -> str:
 def _rounded(one: SourceAssociation, stored: float | None, n: int | None) -> Reading:
     """Files with four decimals are met by a value rounded to four."""
     rho = one.pooled.estimate
-    value: dict[str, Any] = {"rho": rho, "p": one.pooled.p, "pairs": one.n_pairs}
+    value: dict[str, Any] = {"rho": rho, "p": one.pooled.asymptotic_p, "pairs": one.n_pairs}
     value[ROUNDED] = round(rho, 4) if math.isfinite(rho) else None
     same = stored is not None and n == one.n_pairs
     held = {ROUNDED: stored, "pairs": n} if same else None

@@ -105,7 +105,7 @@ def redundant(found: Analysed, condition: str) -> Reading | None:
         told = "stored only: no public file holds the cosine of this layer centred on the study's personas"
         return None if held is None else Reading(None, held, naive=PAIRS_SHARE, note=told)
     rho, linear = like.spearman[layer], like.pearson[layer]
-    value = correlated(rho.estimate, rho.naive.p, linear.estimate, linear.p)
+    value = correlated(rho.estimate, rho.naive.asymptotic_p, linear.estimate, linear.asymptotic_p)
     corrected = {
         f"95 % over {rho.n_nodes} personas": [rho.low, rho.high],
         "p over personas (Mantel)": rho.p,
@@ -123,9 +123,11 @@ def kl_asymmetry(found: Analysed, _: str) -> Reading | None:
     rho = found.asymmetry and found.asymmetry.association
     if not rho:
         return None if held is None else Reading(None, held, note="stored only: no KL matrix is here")
-    value = {"rho": rho.estimate, "p": rho.naive.p, "pairs": rho.n_pairs}
+    value = {"rho": rho.estimate, "p": rho.naive.asymptotic_p, "pairs": rho.n_pairs}
     corrected = {"p over sources (Mantel)": rho.p}
-    naive = f"p = {rho.naive.p:.2g} takes {rho.n_pairs} pairs of {rho.n_nodes} sources as independent"
+    naive = (
+        f"p = {rho.naive.asymptotic_p:.2g} takes {rho.n_pairs} pairs of {rho.n_nodes} sources as independent"
+    )
     return Reading(value, held, corrected, naive, f"made again from the stored KL matrix; {rho.p_method}")
 
 
