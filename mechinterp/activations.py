@@ -24,6 +24,11 @@ class State:
         pad = None if self.pad_left is None else self.pad_left[rows]
         return State(self.cache.select(rows), self.n_slots, pad, self.prompt_lengths[rows])
 
+    def for_one_pass(self, rows: Int[Tensor, "row"]) -> "State":
+        """The same, to be read by one pass that leaves no state: nothing is copied beforehand."""
+        pad = None if self.pad_left is None else self.pad_left[rows]
+        return State(self.cache.for_one_pass(rows), self.n_slots, pad, self.prompt_lengths[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Activations:

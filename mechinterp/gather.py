@@ -194,7 +194,7 @@ def _pass(
         (position - (ends[:, None] - 1)).to(device),
         (position < ends[:, None]).to(device),
     )
-    state = None if state is None else state.select(owner.to(device))
+    state = None if state is None else state.for_one_pass(owner.to(device))
     request = Pass(
         tokens=tokens.to(device),
         rows=laid,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Selection = Literal["all", "pair", "source", "target"]
 SELECTIONS: tuple[Selection, ...] = ("all", "pair", "source", "target")
 LEAST_TOKENS = 2  # a shorter response is left out and counted
-LOGITS = 2**23  # elements of logits in memory at a time: 32 MiB
+LOGITS = 2**22  # elements of logits in memory at a time: 16 MiB
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,7 +147,9 @@ def _pass(before: Prefilled, response: Sequence[int], part: range) -> Float[Tens
     lengths = torch.tensor([before.lengths[i] for i in part], device=device)
     position = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=device)
     rows = Rows(position, position - (lengths[:, None] - 1), torch.ones_like(position, dtype=torch.bool))
-    state = None if before.state is None else before.state.select(torch.tensor(list(part), device=device))
+    state = (
+        None if before.state is None else before.state.for_one_pass(torch.tensor(list(part), device=device))
+    )
     site = Site("resid_post", model.dims.n_layers - 1)
     request = Pass(
         tokens=tokens,

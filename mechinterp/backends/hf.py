@@ -86,10 +86,14 @@ class GrowingLayer(CacheLayerMixin):
 
 
 class PrefixLayer(GrowingLayer):
-    """The first slots of another layer's only row: each update goes on from them and leaves no trace."""
+    """The first slots of another layer: each update goes on from them and leaves no trace.
 
-    def __init__(self, whole: GrowingLayer, n_slots: int):
+    Of its only row, for any number of rows; or of `rows`, taken where they are read.
+    """
+
+    def __init__(self, whole: GrowingLayer, n_slots: int, rows: Int[Tensor, "row"] | None = None):
         super().__init__()
+        self.rows = rows
         if whole.keys is not None and whole.values is not None:
             self.lazy_initialization(whole.keys, whole.values)
             self.keys, self.values = whole.keys[:, :, :n_slots], whole.values[:, :, :n_slots]
@@ -99,7 +103,10 @@ class PrefixLayer(GrowingLayer):
         if not self.length:
             return key_states, value_states
         assert self.keys is not None and self.values is not None  # the whole layer held this many
-        keys, values = (old.expand(len(key_states), -1, -1, -1) for old in (self.keys, self.values))
+        if self.rows is None:
+            keys, values = (old.expand(len(key_states), -1, -1, -1) for old in (self.keys, self.values))
+        else:
+            keys, values = (old[self.rows.to(old.device)] for old in (self.keys, self.values))
         return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
 
@@ -116,6 +123,9 @@ class KeyValues:
 
     def select(self, rows: Int[Tensor, "row"]) -> "KeyValues":
         return KeyValues([layer.select(rows) for layer in self.layers])
+
+    def for_one_pass(self, rows: Int[Tensor, "row"]) -> "KeyValues":
+        return KeyValues([PrefixLayer(layer, layer.length, rows) for layer in self.layers])
 
     def crop(self, n_slots: int) -> None:
         for layer in self.layers:

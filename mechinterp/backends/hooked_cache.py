@@ -20,6 +20,9 @@ class HookedKeyValues:
     def select(self, rows: Int[Tensor, "row"]) -> "HookedKeyValues":
         return self._each(lambda tensor: tensor[rows.to(tensor.device)])
 
+    def for_one_pass(self, rows: Int[Tensor, "row"]) -> "HookedKeyValues":
+        return self.select(rows)
+
     def crop(self, n_slots: int) -> None:
         self.entries = self._each(lambda tensor: tensor[:, :n_slots]).entries
 

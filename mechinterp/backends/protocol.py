@@ -65,6 +65,10 @@ class Cache(Protocol):
         """A cache of its own with these batch rows, in this order; rows may repeat."""
         ...
 
+    def for_one_pass(self, rows: Int[Tensor, "row"]) -> "Cache":
+        """These batch rows to be read by one pass, whose own keys and values nobody will ask for."""
+        ...
+
     def crop(self, n_slots: int) -> None:
         """Forgets every slot from `n_slots` on."""
         ...
