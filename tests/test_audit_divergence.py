@@ -16,6 +16,8 @@ from studies.audit_divergence_claims import CENTRED, CLAIMS, LIKE, ON_WIDE, PRIO
 from studies.audit_divergence_page import PARTS
 from studies.audit_divergence_records import read_records
 from studies.audit_page import CONTRADICTED, DIFFERS, KNOWN, OTHER, REPRODUCES, STORED, verdict
+from studies.divergence_export import analysis_results, cosine_leakage
+from studies.divergence_formats import write_analysis, write_cosine_leakage
 from tests.published_divergence import PAIRS, QUESTIONS, SOURCES, write_divergence
 
 FIRST, SECOND = "js_divergence", "single_token_100_persona"
@@ -159,6 +161,33 @@ def test_rates_specificity_and_answers(found):
 
 def test_questions_are_in_the_words_of_the_answers(analysed):
     assert analysed.per_question is not None and analysed.per_question.questions == QUESTIONS
+
+
+# what we write ----------------------------------------------------------------------------------------------
+
+
+def test_an_analysis_of_our_own_is_audited_as_the_published_one(records, analysed, tmp_path):
+    """Written in the published schema in place of the stored files, it is met by the recomputation."""
+    shutil.copytree(records, tmp_path / "in")
+    name = analysed.own.second
+    written = analysis_results(
+        discrimination=analysed.discrimination, per_question=analysed.per_question,
+        redundancy=analysed.redundancy, comparison=analysed.own, cosines={20: name},
+        asymmetry=analysed.asymmetry,
+    )  # fmt: skip
+    write_analysis(tmp_path / "in" / FILES[1], written)
+    held, rates = analysed.records, analysed.records.wide_rates()
+    layers = {n: cosine_leakage(held.wide_cosines(n), rates, {}) for n in (10, 20)}
+    write_cosine_leakage(tmp_path / "in" / FILES[4], layers)
+    found = examined(tmp_path / "in")
+    compared = [f for f in found.findings if f.reading.stored is not None]
+    assert len({f.name for f in compared}) >= 9 and all(f.agrees for f in compared)
+    stored = json.loads((records / FILES[1]).read_text())["leakage_comparison"]["directed_pairs"]
+    assert json.loads((tmp_path / "in" / FILES[1]).read_text())["leakage_comparison"]["directed_pairs"] == [
+        {**pair, "js_value": pytest.approx(pair["js_value"])} for pair in stored
+    ]
+    with pytest.raises(ValueError, match="a -> b has a cosine and no leakage"):
+        cosine_leakage({("a", "b"): 0.5}, {}, {})
 
 
 # verdicts ---------------------------------------------------------------------------------------------------

@@ -32,6 +32,12 @@ def planted(within: float, between: float, seed: int = 0, **more: np.ndarray) ->
     return Pairs(tuple(names), TARGETS * 5, tuple(leakage.tolist()), predictors, "tiny", (3,))
 
 
+@pytest.fixture(scope="module")
+def strong() -> Comparison:
+    """x lies on leakage within sources and between them."""
+    return compare(planted(within=1, between=1), first="x", second="noise")
+
+
 # the nesting ------------------------------------------------------------------------------------------------
 
 
@@ -61,9 +67,8 @@ def test_the_one_that_causes_says_more_than_its_echo():
     assert found.advantage()["pooled"] > 0 and found.advantage()["mean within"] > 0
 
 
-def test_without_a_source_is_the_same_as_pairs_that_never_had_it():
-    pairs = planted(within=1, between=1)
-    whole, rest = (compare(p, first="x", second="noise") for p in (pairs, pairs.without("c")))
+def test_without_a_source_is_the_same_as_pairs_that_never_had_it(strong):
+    whole, rest = strong, compare(strong.pairs.without("c"), first="x", second="noise")
     assert whole.spearman["x"].leave_one_out["c"] == rest.spearman["x"].pooled.estimate
     for one, other in zip(whole.beyond, rest.beyond, strict=True):
         assert one.partial_without["c"] == pytest.approx(other.partial.estimate)
@@ -71,10 +76,8 @@ def test_without_a_source_is_the_same_as_pairs_that_never_had_it():
     assert set(whole.beyond[0].partial_without) == set(SOURCES)
 
 
-def test_pooled_figures_are_those_of_scipy_and_say_that_they_are_naive():
-    """fault_107: forty pairs of five sources."""
-    pairs = planted(within=1, between=1)
-    found = compare(pairs, first="x", second="noise")
+def test_fault_107_pooled_figures_are_those_of_scipy_and_say_that_they_are_naive(strong):
+    pairs, found = strong.pairs, strong
     x, y = pairs.values("x"), np.array(pairs.leakage)
     assert found.spearman["x"].pooled.estimate == pytest.approx(stats.spearmanr(x, y)[0])
     assert found.pearson["x"].estimate == pytest.approx(stats.pearsonr(x, y)[0])
@@ -124,11 +127,10 @@ def test_pairs_that_are_none_are_refused(change, said):
         compare(Pairs(**right), first="js", second="x")
 
 
-def test_a_comparison_comes_back_as_it_was_saved(tmp_path):
-    found = compare(planted(within=1, between=1), first="x", second="noise")
-    back = load_result(found.save(tmp_path))
-    assert isinstance(back, Comparison) and back.digest() == found.digest()
-    assert back.to_dataframe().equals(found.to_dataframe())
+def test_a_comparison_comes_back_as_it_was_saved(strong, tmp_path):
+    back = load_result(strong.save(tmp_path))
+    assert isinstance(back, Comparison) and back.digest() == strong.digest()
+    assert back.to_dataframe().equals(strong.to_dataframe())
 
 
 # matrices ---------------------------------------------------------------------------------------------------
@@ -251,9 +253,9 @@ def test_a_question_on_which_nothing_varies_is_uninformative():
 
 
 @pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
+def figures(strong) -> dict[str, Any]:
     values, asked = responses(symmetric(6, 0), 0.002)
-    found = compare(planted(within=1, between=1), first="x", second="noise")
+    found = strong
     one = found.spearman["x"]
     like = redundancy(symmetric(6, 0), {4: symmetric(6, 1)}, NAMES, centring="the 6", model="tiny")
     rates = {(a, b): 0.1 for a in NAMES for b in NAMES if a != b}
@@ -301,10 +303,9 @@ def test_bars_keep_layers_in_order_and_hollow_ones_are_only_stored(figures):
     assert hollow[0].offsetgroup == bars[0].offsetgroup and "stored only" in hollow[0].name
 
 
-def test_names_with_markup_are_shown_as_they_are():
-    pairs = planted(within=1, between=1)
-    wild = tuple("<b>a</b>" if s == "a" else s for s in pairs.sources)
-    drawn = predictor_scatter(compare(replace(pairs, sources=wild), first="x", second="noise"), "x")
+def test_names_with_markup_are_shown_as_they_are(strong):
+    wild = tuple("<b>a</b>" if s == "a" else s for s in strong.pairs.sources)
+    drawn = predictor_scatter(replace(strong, pairs=replace(strong.pairs, sources=wild)), "x")
     assert "<b>a</b>" not in drawn.to_json() and "&lt;b&gt;" in drawn.to_json().replace(
         "\\u003c", "<"
     ).replace("\\u0026", "&")
