@@ -80,7 +80,8 @@ def trajectories(found: Trajectories, arm: str = "B") -> go.Figure:
             if held:
                 where = {"row": 1, "col": column}
                 draw_line(figure, held, value, where, name, place, legend=column == 1)
-    finish_panels(figure, found, f"Arm {arm}: source, assistant and bystanders", zero_note(found), 1)
+    n = sum(len(found.line(arm, source)) for source in found.sources)
+    finish_panels(figure, found, f"Arm {arm}: source, assistant and bystanders", zero_note(found), 1, n=n)
     figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_yaxes(title_text=RATE, row=1, col=1)
     return figure
@@ -107,10 +108,12 @@ def cosine_scatter(found: ArmsAnalysis) -> go.Figure:
     ]
     notes = [
         f"rho of all points together, the wrong way: {', '.join(pooled) or 'none'}",
-        f"rho within sources: {', '.join(within) or 'none'}; open markers: 0 %",
+        f"rho within sources: {', '.join(within) or 'none'}; markers grow with the checkpoint, open: 0 %",
     ]
     title = f"Arm {found.arm}: cosine and assistant leakage"
-    finish_panels(figure, held, title, notes, 1, x_title="cosine of source and assistant")
+    n = sum(len(held.line(found.arm, source, adapter=found.adapter)) for source in held.sources)
+    finish_panels(figure, held, title, notes, 1, x_title="cosine of source and assistant", n=n)
+    figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text=f"assistant's {RATE}", row=1, col=1)
     return figure
 

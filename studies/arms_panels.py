@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SYMBOLS = {"A": "circle", "B": "square", "C": "triangle-up"}
 WILSON, NO_BAND = "Wilson 95 % over answers", "none: rates without counts"
+BESIDE = 1.2  # percent between the lines of two arms, which would hide each other at zero
 Value = Callable[[Point], Interval]
 
 
@@ -37,7 +38,9 @@ def grid(found: Trajectories, rows: Mapping[str, Value]) -> go.Figure:
                 dashed = is_dashed(found, source, arm, adapter)
                 place = list(ARMS).index(arm)
                 if any(math.isfinite(value(p).estimate) for p in line):
-                    draw_line(figure, line, value, where, name, place, name not in told, dashed, SYMBOLS[arm])
+                    symbol = SYMBOLS[arm] + ("" if adapter == ORIGINAL else "-open")
+                    legend, beside = name not in told, BESIDE * (place - 1)
+                    draw_line(figure, line, value, where, name, place, legend, dashed, symbol, beside)
                     told.add(name)
     for row, title in enumerate(rows, 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
@@ -46,17 +49,18 @@ def grid(found: Trajectories, rows: Mapping[str, Value]) -> go.Figure:
 
 def draw_line(
     figure: Any, line: Sequence[Point], value: Value, where: dict[str, int], name: str, place: int,
-    legend: bool, dashed: bool = False, symbol: str = "circle",
+    legend: bool, dashed: bool = False, symbol: str = "circle", beside: float = 0.0,
 ) -> None:  # fmt: skip
-    """One measure over the checkpoints of a trajectory."""
+    """One measure over the checkpoints of a trajectory, drawn `beside` its place by so many percent."""
     found = [value(point) for point in line]
     figure.add_scatter(
-        x=[point.percent for point in line], y=numbers([each.estimate for each in found]),
+        x=[point.percent + beside for point in line], y=numbers([each.estimate for each in found]),
         mode="lines+markers", name=label(name, 40), legendgroup=name, showlegend=legend,
         opacity=0.55 if dashed else 1, error_y=wilson_bars(found),
         line={"color": colour(place), "width": 2, "dash": "dash" if dashed else "solid"},
         marker={"size": 7, "symbol": symbol, "color": colour(place)},
-        hovertemplate=f"{label(name, 40)}, %{{x}} %: %{{y:.3f}}<extra></extra>", **where,
+        customdata=[point.percent for point in line],
+        hovertemplate=f"{label(name, 40)}, %{{customdata}} %: %{{y:.3f}}<extra></extra>", **where,
     )  # fmt: skip
 
 
@@ -73,17 +77,17 @@ def wilson_bars(found: Sequence[Interval]) -> dict[str, Any]:
 
 def finish_panels(
     figure: Any, found: Trajectories, title: str, notes: Sequence[str], rows: int, *, band: str = "",
-    x_title: str = "% of the training",
+    x_title: str = "% of the training", n: int | None = None,
 ) -> None:  # fmt: skip
     """Title, caption and notes; the panels' own titles of their y axes stay."""
     more = [f"{len(found.sources)} sources"]
-    said = caption(found.model, n=len(found.points), unit="checkpoint", seeds=found.seeds,
+    said = caption(found.model, n=n or len(found.points), unit="checkpoint", seeds=found.seeds,
                    band=band or band_of(found), more=more)  # fmt: skip
     titles = {axis.plotly_name: axis.title.text for axis in figure.select_yaxes()}
     finish(figure, title, said, notes, x_title="", y_title="")
     figure.for_each_yaxis(lambda axis: axis.update(title_text=titles[axis.plotly_name]))
     figure.update_xaxes(title_text=x_title, row=rows)
-    figure.update_annotations(font_size=13)
+    figure.update_annotations(font_size=12, yshift=-3)
     top = figure.to_dict()["layout"]["margin"]["t"] + 26
     figure.update_layout(
         height=200 + 230 * rows, margin_t=top, legend={"orientation": "h", "y": -0.16 / rows - 0.08, "x": 0}

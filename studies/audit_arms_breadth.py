@@ -66,7 +66,9 @@ def specificity(records: Records, _: str) -> Reading | None:
     held = {
         p.name: p.association for p in records.analysis.predictors if math.isfinite(p.association.estimate)
     }
-    if not held:
+    if not held or (
+        records.published and not {"original highest bystander", "bystander mean"} <= held.keys()
+    ):
         return None
     value = {name: found.estimate for name, found in held.items()}
     if "original highest bystander" in held:
@@ -75,7 +77,7 @@ def specificity(records: Records, _: str) -> Reading | None:
     return Reading(
         value,
         corrected={f"exact p, {name}": found.p for name, found in held.items()},
-        naive="the bystander mean of the same checkpoint is not independent of the outcome: one model gave both",
+        naive="the bystander mean of the same checkpoint is not independent of the outcome: one model",
         note=f"unit: source, {n} of them; the smallest attainable p is {2 / math.factorial(n):.3f}",
     )
 

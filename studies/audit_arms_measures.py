@@ -8,6 +8,7 @@ from studies.arms_records import ARMS, ASSISTANT, Point
 from studies.audit import Reading
 from studies.audit_arms_claims import PRINTED_BASELINE, PUBLIC
 from studies.audit_arms_records import ARM, Records
+from studies.marker_records import ROUNDING
 
 NO_ZERO = "without a 0 % point the jump to the first checkpoint is not seen, and a trend starts after it"
 SMALL = "the t approximation is not valid for few checkpoints: all orderings are counted instead"
@@ -58,7 +59,7 @@ def leakage(records: Records, source: str) -> Reading | None:
     if not corrected and (before is not None or records.published):
         rate = before.rate if before is not None else PUBLIC[source]["source to assistant"]
         corrected = {"before any arm": rate, "to the first": first - rate, "to the last": last - rate}
-        note = "before any arm: the adapter alone, by its public rate; arm B has no 0 % checkpoint of its own"
+        note = "before any arm: the original adapter, trained otherwise than in arm B, which has no 0 %"
     return Reading(
         value, corrected=corrected or None, naive="" if _has_zero(line, records) else NO_ZERO, note=note
     )
@@ -83,7 +84,7 @@ def column(records: Records, _: str) -> Reading | None:
     recomputed = {s: r.value for s in records.sources if (r := baselines(records, s)) is not None}
     held = recomputed if len(recomputed) == len(records.sources) else PUBLIC
     directions = {
-        source: [name for name, rate in held[source].items() if abs(rate - printed) < LEVEL / 100]
+        source: [name for name, rate in held[source].items() if abs(rate - printed) <= ROUNDING]
         for source, printed in PRINTED_BASELINE.items()
     }
     shared = set.intersection(*map(set, directions.values()))

@@ -8,11 +8,11 @@ from mechinterp.files import file_sha256
 from studies.arms_analysis import ArmsAnalysis, analyse
 from studies.arms_checkpoints import read_baselines, read_checkpoints
 from studies.arms_formats import read_trajectories
-from studies.arms_records import ASSISTANT, Trajectories
+from studies.arms_records import ARMS, ASSISTANT, Trajectories
 
 ARM = "B"  # the critical one, whose trajectories are analysed
 SOURCES = ("villain", "comedian", "kindergarten_teacher", "software_engineer")
-PERCENTS = (20, 40, 60, 80, 100)
+PERCENTS, LAYERS = (20, 40, 60, 80, 100), (15, 20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +58,8 @@ def read_records(path: Path | str) -> Records:
 
 
 def is_published(found: Trajectories) -> bool:
-    """The published table names neither model nor seeds, but its sources and checkpoints are known."""
-    return (
-        not found.about
-        and not found.seeds
-        and found.sources == SOURCES
-        and {p.percent for p in found.points} == set(PERCENTS)
-        and {p.arm for p in found.points} == {"A", "B", "C"}
-    )
+    """The published table names neither model nor seeds; its sources, layers and checkpoints are known."""
+    if found.about or found.seeds or found.sources != SOURCES or found.layers != LAYERS:
+        return False
+    lines = (found.line(arm, source) for arm in ARMS for source in SOURCES)
+    return all(tuple(p.percent for p in line) == PERCENTS for line in lines)
