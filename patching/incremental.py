@@ -140,7 +140,7 @@ class _Columns:
             if suffix.residual[stage]:
                 x = suffix.edited(x, suffix.residual[stage])
             if stage < last:
-                x = block(stage, x, Visit(suffix, stage, len(x)))
+                x = block(stage, x, Visit(suffix, stage, len(x))).to(run.residual.device)
                 self.token_layers += x.shape[0] * x.shape[1]
         after = [row - start for row in run.rows if row >= start]
         before = run.logits[: len(run.rows) - len(after)].expand(len(x), -1, -1)

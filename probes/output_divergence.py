@@ -30,6 +30,7 @@ Selection = Literal["all", "pair", "source", "target"]
 SELECTIONS: tuple[Selection, ...] = ("all", "pair", "source", "target")
 LEAST_TOKENS = 2  # a shorter response is left out and counted
 LOGITS = 2**22  # elements of logits in memory at a time: 16 MiB
+GPU_LOGITS = 2**26  # there, where few large products are fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,8 @@ def _end(
 def _of_response(model: Model, states: Float[Tensor, "prompt row d_model"]) -> tuple[Tensor, Tensor]:
     """Mean JS and KL over the rows of one response, a few rows through the head at a time."""
     n_prompts, n_rows, _ = states.shape
-    step = max(1, LOGITS // (n_prompts * model.dims.d_vocab))
+    held = LOGITS if states.device.type == "cpu" else GPU_LOGITS
+    step = max(1, held // (n_prompts * model.dims.d_vocab))
     totals = torch.zeros(2, n_prompts, n_prompts, dtype=torch.float64)
     for rows in states.split(step, dim=1):
         logits = head_logits(model, rearrange(rows, "prompt row d_model -> (prompt row) d_model"))
