@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mechinterp.figures import caption, heatmap
 from mechinterp.theme import INK, colour, finish, label, numbers
 from studies.arms_analysis import FROM_FIRST, ArmsAnalysis
-from studies.arms_panels import (
+from studies.arms_panel_figures import (
     Value,
     band_of,
     bare,
@@ -31,21 +31,25 @@ RATE = "marker rate"
 DASHED = "dashed: the adapter was not specific to its source before any merge"
 
 
+ROWS: dict[str, Value] = {
+    "source's own rate": lambda point: interval(point.source_rate),
+    "assistant's rate": lambda point: interval(point.assistant_rate),
+}
+
+
 def hero(found: Trajectories) -> go.Figure:
     """Source retention above, assistant leakage below, a column a source, a line an arm."""
-    rows: dict[str, Value] = {
-        "source's own rate": lambda point: interval(point.source_rate),
-        "assistant's rate": lambda point: interval(point.assistant_rate),
-    }
-    figure = grid(found, rows)
-    notes = (
-        [DASHED] if any(is_dashed(found, s, *each) for s in found.sources for each in found.arms(s)) else []
-    )
-    finish_panels(
-        figure, found, "Source retention and assistant leakage by arm", [*notes, *zero_note(found)], 2
-    )
-    figure.update_yaxes(range=[-0.03, 1.03])
-    return figure
+    return _arms(found, list(ROWS), "Source retention and assistant leakage by arm")
+
+
+def retention_alone(found: Trajectories) -> go.Figure:
+    """The upper row of `hero`."""
+    return _arms(found, list(ROWS)[:1], "Source retention by arm")
+
+
+def leakage_alone(found: Trajectories) -> go.Figure:
+    """The lower row of `hero`."""
+    return _arms(found, list(ROWS)[1:], "Assistant leakage by arm")
 
 
 def cosine_evolution(found: Trajectories) -> go.Figure:
@@ -200,7 +204,11 @@ def breadth_against_leakage(found: ArmsAnalysis) -> go.Figure:
 def all_figures(found: ArmsAnalysis) -> dict[str, tuple[go.Figure, str]]:
     """By file name, each with what it shows; those that the records have nothing for are left out."""
     held = found.trajectories
-    figures = {"arms": (hero(held), "What each arm kept of the marker, and what the assistant got of it.")}
+    figures = {
+        "arms": (hero(held), "What each arm kept of the marker, and what the assistant got of it."),
+        "retention": (retention_alone(held), "The source's own rate alone."),
+        "leakage": (leakage_alone(held), "The assistant's rate alone."),
+    }
     if held.layers:
         figures["cosine-leakage"] = (cosine_scatter(found), "Joined: the checkpoints of one source in order.")
         figures["cosines"] = (cosine_evolution(held), "Whether training moved source and assistant together.")
@@ -237,3 +245,12 @@ def _columns(rows: dict[str, dict[str, float]]) -> list[str]:
     """Every persona: sources first, the assistant last."""
     others = dict.fromkeys(name for rates in rows.values() for name in rates)
     return [*rows, *(n for n in others if n not in rows and n != ASSISTANT), ASSISTANT]
+
+
+def _arms(found: Trajectories, rows: Sequence[str], title: str) -> go.Figure:
+    figure = grid(found, {name: ROWS[name] for name in rows})
+    unspecific = (is_dashed(found, s, *each) for s in found.sources for each in found.arms(s))
+    notes = [DASHED] if any(unspecific) else []
+    finish_panels(figure, found, title, [*notes, *zero_note(found)], len(rows))
+    figure.update_yaxes(range=[-0.03, 1.03])
+    return figure

@@ -1,5 +1,7 @@
 """Trajectories of the three-arm test: files that round-trip, and analyses that find what was planted."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 import copy
 import json
 import math
@@ -13,7 +15,15 @@ from mechinterp.stats.association import spearman
 from mechinterp.stats.intervals import wilson
 from studies.arms_analysis import FROM_FIRST, FROM_ZERO, OUTCOME, WRONG, analyse
 from studies.arms_checkpoints import read_baselines, read_checkpoints
-from studies.arms_figures import all_figures, cosine_evolution, cosine_scatter, hero, rate_map
+from studies.arms_figures import (
+    all_figures,
+    cosine_evolution,
+    cosine_scatter,
+    hero,
+    leakage_alone,
+    rate_map,
+    retention_alone,
+)
 from studies.arms_formats import read_trajectories, trajectories_of, write_trajectories
 from studies.arms_records import Directed, Point, Quality, Trajectories, pooled
 from studies.divergence_records import Cosines
@@ -365,7 +375,10 @@ def test_unspecific_adapters_are_dashed_in_the_arms_that_start_from_them(planted
     figure = hero(planted.trajectories)
     dashed = {t.line.dash for t in traces(figure, "B")}
     assert dashed == {"solid"} and [t.line.dash for t in traces(figure, "C")] == ["solid"] * 4 + ["dash"] * 4
-    assert len(figure.data) == 3 * 4 * 2 and any("not specific" in n for n in figure.layout.meta["notes"])
+    rows = [*retention_alone(planted.trajectories).data, *leakage_alone(planted.trajectories).data]
+    assert len(figure.data) == len(rows) == 3 * 4 * 2
+    assert sorted(t.y for t in rows) == sorted(t.y for t in figure.data)
+    assert any("not specific" in n for n in figure.layout.meta["notes"])
     retrained = everything()
     lines = {t.name: t.line.dash for t in hero(retrained).data}
     assert lines["A: marker first, narrow adapter"] == "solid"
@@ -393,12 +406,13 @@ def test_panels_show_every_layer_and_every_persona(planted):
     )
     assert found.z[2][-1] == planted.beside[2].assistant
     assert set(all_figures(planted)) == {
-        "arms", "cosine-leakage", "cosines", "trajectories", "rates", "adapters", "breadth"
+        "arms", "retention", "leakage", "cosine-leakage", "cosines", "trajectories", "rates", "adapters",
+        "breadth",
     }  # fmt: skip
 
 
 def test_one_checkpoint_without_anything_else_is_drawn_fault_105():
     found = Trajectories((Point("B", "a", 100, 0, None, MarkerRate(0.5), MarkerRate(0.1)),))
     figures = all_figures(analyse(found))
-    assert set(figures) == {"arms", "trajectories"}
+    assert set(figures) == {"arms", "retention", "leakage", "trajectories"}
     assert all(figure.data and caption for figure, caption in figures.values())

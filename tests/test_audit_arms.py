@@ -1,5 +1,7 @@
 """The three-arm audit: what was planted comes out; what contradicts the printed figures says why."""
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 import copy
 import json
 from dataclasses import replace
