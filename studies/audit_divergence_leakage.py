@@ -16,6 +16,7 @@ from studies.audit_divergence_analysis import (
     wide_set,
 )
 from studies.audit_divergence_measures import SINGLE, correlated, layer_of
+from studies.audit_divergence_records import CORE
 from studies.predictors import Beyond, Comparison
 
 ROUNDED = "rho at the file's 4 decimals"
@@ -63,7 +64,7 @@ def wide_cosine(found: Analysed, condition: str) -> Reading | None:
     association = found.by_layer.get(wide_set(found.records), {}).get(layer)
     if association is None:
         return None
-    category = found.records.wide[layer].categories.get("original")
+    category = found.records.wide[layer].categories.get(CORE)
     return _rounded(association, category and category.spearman_rho, category and category.n_pairs)
 
 

@@ -33,6 +33,7 @@ WIDE, RATES, SUMMARY = "cosine_leakage_correlation.json", "{label}/marker_eval.j
 COSINES = "cosine_*.json"
 COMMITS = {"c730053", "9ce8a1e"}  # which the metadata of the published matrices and analysis name
 SOURCES = ("villain", "comedian", "assistant", "software_engineer", "kindergarten_teacher")
+CORE = "original"  # the category of the core personas among the wide set
 WIDE_SET = 111  # personas of the published study that the cosines of the wide file are centred on
 
 
@@ -71,12 +72,14 @@ class Records:
 
     @property
     def personas(self) -> tuple[str, ...]:
-        """The personas of the matrices, or all that the other files name."""
+        """The personas of the matrices; without them those whose category is the core set, or all."""
         if self.matrices is not None:
             return self.matrices.personas
         if self.cosines is not None:
             return self.cosines.personas
-        return tuple(dict.fromkeys(name for each in self.rates.values() for name in each.rates))
+        kinds = {name: rate.category for each in self.rates.values() for name, rate in each.rates.items()}
+        core = tuple(name for name, kind in kinds.items() if kind == CORE)
+        return core or tuple(kinds)
 
     @property
     def model(self) -> str:

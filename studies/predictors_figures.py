@@ -109,7 +109,7 @@ def hero(found: Comparison) -> go.Figure:
     both = [found.first, found.second]
     figure = make_subplots(
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06,
-        subplot_titles=[label(_rho(found.spearman[name], name)) for name in both],
+        subplot_titles=[label(_rho(found.spearman[name])) for name in both],
     )  # fmt: skip
     for column, name in enumerate(both, 1):
         _points(figure, found, name, {"row": 1, "col": column}, legend=column == 1)
@@ -229,7 +229,7 @@ def _points(figure: Any, found: Comparison, predictor: str, where: dict[str, int
 def _of_pairs(found: Comparison, predictors: Sequence[str]) -> str:
     pairs = found.pairs
     n = len(set(pairs.sources))
-    more = [f"{n} sources", *(_rho(found.spearman[name], "") for name in predictors)]
+    more = [f"{n} sources", *(_rho(found.spearman[name]) for name in predictors)]
     return _said(pairs.model, len(pairs.leakage), "pair", pairs.seeds, "none", more)
 
 
@@ -239,9 +239,8 @@ def _notes(found: Comparison, predictors: Sequence[str]) -> list[str]:
     return [*notes, f"{', '.join(constant)}: constant, so without a rho within"] if constant else notes
 
 
-def _rho(found: SourceAssociation, name: str) -> str:
-    within = f"within {_signed(found.mean_within)}"
-    return f"{name}{': ' if name else ''}rho pooled {_signed(found.pooled.estimate)}, {within}"
+def _rho(found: SourceAssociation) -> str:
+    return f"rho pooled {_signed(found.pooled.estimate)}, within {_signed(found.mean_within)}"
 
 
 def _said(model: str, n: int, unit: str, seeds: Sequence[int], band: str, more: Sequence[str] = ()) -> str:

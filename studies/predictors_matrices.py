@@ -121,7 +121,7 @@ def discrimination(
     near, far = int(values.argmin()), int(values.argmax())
     return Discrimination(
         names, js, low, high, ratio, std, float(values.mean()),
-        _named(names, i[near], j[near]), _named(names, i[far], j[far]),
+        _named(names, int(i[near]), int(j[near])), _named(names, int(i[far]), int(j[far])),
         noise, bounds, len(set(questions)), criteria, model, seed,
     )  # fmt: skip
 
@@ -258,7 +258,7 @@ def per_question(
 
 
 def _named(names: tuple[str, ...], i: int, j: int) -> tuple[str, str]:
-    return names[int(i)], names[int(j)]
+    return names[i], names[j]
 
 
 def _by(spread: float, noise: float) -> float:

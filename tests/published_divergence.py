@@ -45,7 +45,7 @@ def write_divergence(folder: Path, *, commit: str = "own", seed: int = 0) -> Non
                 "rate": r,
                 "found": round(r * TOTAL),
                 "total": TOTAL,
-                "category": "original",
+                "category": "original" if t in PERSONAS else "kin",
                 "related_to": [],
             }
             for t, r in held.items()

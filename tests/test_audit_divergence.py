@@ -251,6 +251,12 @@ def test_the_folder_of_the_matrices_may_be_given_itself(records, found):
     assert "cosine_leakage_correlation.json" in alone.missing and alone.find(PRIOR, "layer 20") is None
 
 
+def test_the_wide_files_alone_tell_the_core_set_by_its_category(records, found):
+    alone = examined(records / SECOND)
+    for name in (ON_WIDE, PRIOR):
+        assert value(alone, name, "layer 20") == value(found, name, "layer 20")
+
+
 def test_without_matrices_js_comes_from_the_analysis(records, found, tmp_path):
     shutil.copytree(records, tmp_path / "in")
     (tmp_path / "in" / FILES[0]).unlink()

@@ -191,7 +191,9 @@ def test_a_shift_that_all_pairs_share_is_no_noise():
 
 
 def test_a_criterion_without_a_value_is_not_applicable():
-    table = criteria_table([judged("a", math.nan, 1), judged("b", 2, 1), judged("c", 2, 1, sense="at most")])
+    table = criteria_table(
+        [judged("a", math.nan, 1.0), judged("b", 2.0, 1.0), judged("c", 2.0, 1.0, sense="at most")]
+    )
     assert list(table["verdict"]) == ["not applicable", "pass", "fail"]
     assert list(table["threshold"]) == ["above 1", "above 1", "at most 1"]
     assert (table["what was done"] != "").all()
