@@ -52,9 +52,9 @@ def known(measure: str, value: Any, digits: int | None = None) -> Claim:
     return whole(measure, value, digits, origin="reference")
 
 
-def _rates(*values: float) -> dict[str, float]:
+def _rates(*values: int | float) -> dict[str, float]:
     names = [f"arm {arm}, {who}" for arm in "ABC" for who in ("source", "assistant")]
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, map(float, values), strict=True))
 
 
 def _over(first: float, last: float, **more: bool) -> dict[str, Any]:

@@ -58,7 +58,11 @@ def leakage(records: Records, source: str) -> Reading | None:
     note = ""
     if not corrected and (before is not None or records.published):
         rate = before.rate if before is not None else PUBLIC[source]["source to assistant"]
-        corrected = {"before any arm": rate, "to the first": first - rate, "to the last": last - rate}
+        corrected = {
+            "before any arm": rate,
+            "change to the first": first - rate,
+            "change to the last": last - rate,
+        }
         note = "before any arm: the original adapter, trained otherwise than in arm B, which has no 0 %"
     return Reading(
         value, corrected=corrected or None, naive="" if _has_zero(line, records) else NO_ZERO, note=note
@@ -130,7 +134,7 @@ def significant(records: Records, source: str) -> Reading | None:
         f" of {one.n} checkpoints (smallest attainable {smallest:.3f})"
     )
     tests = len([w for w in records.analysis.within if w.start == FROM_FIRST])
-    return Reading(one.p < LEVEL, corrected={"exact p": one.p, "tests made": tests}, naive=SMALL, note=note)
+    return Reading(one.p < LEVEL, note=f"{note}; one of {tests} such tests")
 
 
 def signs(records: Records, _: str) -> Reading | None:

@@ -153,7 +153,7 @@ def test_the_baseline_column_mixes_directions_by_the_files_beside_the_table(tmp_
     )
     assert verdict(found.find(NAMED["BASELINES"], "comedian")) == CONTRADICTED
     leak = found.find(NAMED["LEAKAGE"], "villain").reading.corrected
-    assert leak["before any arm"] == 0 and leak["to the first"] == pytest.approx(leakage(0.1, 0))
+    assert leak["before any arm"] == 0 and leak["change to the first"] == pytest.approx(leakage(0.1, 0))
     assert "assistant/marker_eval.json" in found.digests and found.missing == ()
 
 
