@@ -19,7 +19,7 @@ _HOME = {
     "knockout": ("KnockOut",),
     "where": (
         "At", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion", "Newest",
-        "Ramp",
+        "Ramp", "WholePrompt",
     ),
     "sampling": ("Phase", "Samples", "Watch", "sample", "stop_ids"),
     "results": ("Result", "load_result"),
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from mechinterp.where import InRegion as InRegion
     from mechinterp.where import Newest as Newest
     from mechinterp.where import Ramp as Ramp
+    from mechinterp.where import WholePrompt as WholePrompt
 
 
 def __getattr__(name: str) -> Any:

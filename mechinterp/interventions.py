@@ -28,11 +28,13 @@ from mechinterp.where import (
     Rows,
     Schedule,
     Where,
+    WholePrompt,
 )
 
 __all__ = [
     "Add", "Apply", "Clamp", "Intervention", "ProjectOut", "Replace", "Rotate", "Vector",
     "At", "Constant", "Everywhere", "FirstN", "From", "Generated", "InPrompt", "InRegion", "Newest", "Ramp",
+    "WholePrompt",
     "Rows", "Schedule", "Where",
 ]  # fmt: skip
 

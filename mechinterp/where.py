@@ -67,6 +67,14 @@ class InPrompt:
 
 
 @dataclass(frozen=True)
+class WholePrompt:
+    """The rows of the prompt, the one that decides the first generated token among them."""
+
+    def mask(self, rows: Rows) -> Bool[Tensor, "batch position"]:
+        return rows.real & (rows.step <= 0)
+
+
+@dataclass(frozen=True)
 class Generated:
     """The rows that decide generated tokens: from the last prompt row on (steering policy `generated`)."""
 
@@ -96,7 +104,7 @@ class InRegion:
         return rows.real & torch.isin(rows.position, self.positions.to(rows.position.device))
 
 
-Where = Everywhere | At | From | InPrompt | Generated | Newest | InRegion
+Where = Everywhere | At | From | InPrompt | WholePrompt | Generated | Newest | InRegion
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ STUDIES = {
     "marker_locus": "where in depth is a trained marker decided, what writes it, which states bring it?",
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
     "output_divergence": "does the distance between outputs of two personas predict how far a marker leaks?",
+    "steering_proximity": "does moving the assistant towards a source, without training, raise leakage?",
     "leakage": "how often does a marker that was trained into one persona come out under others?",
     "kl_aggregation": "which aggregate of a divergence per position sees a token loop? (no model)",
     "kl_barrier": "does a barrier on the divergence from the base keep self-training coherent?",

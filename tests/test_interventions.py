@@ -28,6 +28,7 @@ from mechinterp.interventions import (
     Replace,
     Rotate,
     Rows,
+    WholePrompt,
 )
 from mechinterp.sites import NAMES, WRITABLE, Site
 
@@ -201,6 +202,7 @@ LEFT = rows(pad=(0, 2), n=6)  # the second row has two padding slots, so its pos
         (At((0, 3)), [0, 3], [2, 5]),
         (From(2), [2, 3, 4, 5], [4, 5]),
         (InPrompt(), [0, 1], [2, 3]),
+        (WholePrompt(), [0, 1, 2], [2, 3, 4]),
         (Generated(), [2, 3, 4, 5], [4, 5]),
         (Newest(), [5], [5]),
         (InRegion(torch.tensor([1, 2, 9])), [1, 2], [3, 4]),

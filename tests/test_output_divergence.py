@@ -1,4 +1,4 @@
-"""Divergence between personas' outputs: what plain forward passes give, on every backend; selections; refusals."""
+"""Divergence between personas' outputs: what whole passes give, on every backend; selections; refusals."""
 
 from typing import Any
 
