@@ -60,6 +60,7 @@ def combine(config: Config, results: Mapping[str, Any]) -> OutputStudy:
         concluded(config, leaked),
         results["centroids"],
         layer=None,
+        n_nearest=config.n_nearest,
         seed=config.seed,
         texts=_texts(divergence, [one for one in found if isinstance(one, Responses)]),
     )

@@ -69,6 +69,10 @@ def all_figures(result: OutputStudy) -> dict[str, tuple[go.Figure, str]]:
     )
     found["kl_asymmetry"] = (result.asymmetry.figure(), "Which way KL is larger, for every pair.")
     found["questions"] = (variation_bars(result.per_question), "How much the pairs differ on each question.")
+    found["specificity"] = (
+        result.specificity.figure(),
+        "Does an adapter that keeps to its source leak less to the assistant?",
+    )
     found["rates"] = (rate_map(result.leakage), "The leakage that is to be predicted, by direction.")
     found["quality"] = (quality(result.leakage), "What each adapter is.")
     return found

@@ -36,7 +36,7 @@ def page(config: Any, result: OutputStudy, run: Run) -> Page:
             **{f"input {k}": v for k, v in run.manifest.inputs.items()},
         },
         figures=all_figures(result),
-        tables=[criteria_table(result), comparison_table(result), seed_table(result)],
+        tables=[criteria_table(result), comparison_table(result), seed_table(result), *source_tables(result)],
         samples=[_sample(text) for text in result.texts],
         caveats=tuple(caveats(result)),
         cannot_show=(
@@ -192,6 +192,25 @@ def seed_table(result: OutputStudy) -> Table:
         "Pooled rho by seed of the rates", ("predictor", *seeds, "replicated"), tuple(rows),
         "replicated needs the same sign in every seed",
     )  # fmt: skip
+
+
+def source_tables(result: OutputStudy) -> list[Table]:
+    """What each source's adapter and the base model say of its leakage to the assistant, over sources."""
+    one = result.specificity
+    said = f"held out of the bystanders: {', '.join(one.held_out)}; the unit is the source"
+    lines = one.to_dataframe()
+    rows = tuple(tuple(row) for row in lines.itertuples(index=False))
+    tables = [Table("Leakage to the assistant by source", tuple(lines.columns), rows, said)]
+    held = [
+        (name, "rho", a.estimate, a.p, a.n, a.p_method, *one.without[name])
+        for name, a in one.spearman.items()
+    ]
+    held += [
+        (name, "partial rho", a.estimate, a.p, a.n, a.p_method, None, None) for name, a in one.partial.items()
+    ]
+    columns = ("predictor", "figure", "estimate", "p", "n sources", "test", "lowest without one", "highest")
+    clean = tuple(tuple(None if v != v else v for v in row) for row in held)
+    return [*tables, Table("Specificity, cosine and JS over sources", columns, clean, one.note)]
 
 
 def _setup(config: Any, result: OutputStudy) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from studies.predictors_matrices import (
     per_question,
     redundancy,
 )
+from studies.specificity import Specificity, specificity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +60,7 @@ class OutputStudy(Result):
     by_seed: dict[str, dict[str, float]]
     asymmetry: Asymmetry
     per_question: PerQuestion
+    specificity: Specificity
     texts: tuple[dict[str, Any], ...]
 
     @property
@@ -92,6 +94,7 @@ def conclude(
     centred: Centroids,
     *,
     layer: int | None,
+    n_nearest: int,
     seed: int,
     texts: tuple[dict[str, Any], ...],
 ) -> OutputStudy:
@@ -151,6 +154,12 @@ def conclude(
         by_seed=_by_seed(leakage, next(iter(comparisons.values())).pairs),
         asymmetry=asymmetry(kl, names, rates, leakage.sources, model=model, seed=seed),
         per_question=per_question(per_response, divergence.questions, model=model),
+        specificity=specificity(
+            leakage,
+            {JS: js, **{f"{COSINE}, centred on {name}": matrices[at] for name, matrices in cosines.items()}},
+            names,
+            n_nearest=n_nearest,
+        ),
         texts=texts,
     )
 
