@@ -38,7 +38,7 @@ class Stream:
     weighed: frozenset[Intervention] = frozenset()
 
     @staticmethod
-    def start(model: Model, rows: Sequence[Int[Tensor, "position"]]) -> "Stream":
+    def start(model: Model, rows: Sequence[Int[Tensor, "_"]]) -> "Stream":
         lengths = torch.tensor([len(row) for row in rows], device=model.backend.device)
         longest = int(lengths.max())
         tokens = torch.zeros(len(rows), longest, dtype=torch.long, device=model.backend.device)

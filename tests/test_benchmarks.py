@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import activations, attention, generation, lens, patching
+from benchmarks import activations, attention, divergence, generation, lens, patching
 from benchmarks.memory import extra_peak, grown
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, error, interleave, machine, show
@@ -103,7 +103,7 @@ def toy_arms(monkeypatch):
     def small(ours: Arm, peers: list[Arm], rounds: int):
         return real(Arm("ours", work(500)), [Arm(p.name, work(500), p.share) for p in peers], 1)
 
-    for module in (activations, attention, generation, lens, patching):
+    for module in (activations, attention, divergence, generation, lens, patching):
         monkeypatch.setattr(module, "interleave", small)
 
 
@@ -121,6 +121,7 @@ KEYS = {
     attention: ["T512.bare_forward.overhead", "T512.eager.ratio", "T1024.eager.ratio",
                 "T1024.eager.memory_ratio", "T1024.transformer_lens.ratio", "T4096.eager.ratio",
                 "T4096.eager.memory_ratio", "T4096.bare_forward.overhead"],
+    divergence: ["stage.seed_formula.ratio", "end_to_end.naive.ratio", "end_to_end.naive.memory_ratio"],
     lens: [f"rows{n}.{key}" for n in (1, 4)
            for key in ("nnterp_style.ratio", "transformer_lens.ratio", "bare_forward.overhead")],
     patching: ["grid.transformer_lens.ratio", "grid.nnsight.ratio", "grid.executed_over_minimum.ratio",
@@ -147,6 +148,9 @@ def test_the_keys_that_readers_rely_on_are_there(workload, toy_arms, monkeypatch
         )
         megabytes = {"ours": 50.0, "bare_forward": 40.0, "eager": 1300.0, "transformer_lens": 250.0}
         monkeypatch.setattr(attention, "extra_peak", lambda _, case, arm, subject: megabytes[arm])
+    elif workload is divergence:
+        held = {"ours": 50.0, "naive": 900.0}
+        monkeypatch.setattr(divergence, "extra_peak", lambda _, case, arm, subject: held[arm])
     elif workload is patching:
         monkeypatch.setattr(
             patching, "PEERS", dict.fromkeys(patching.PEERS, lambda model, n, cells: lambda: torch.ones(1))
@@ -207,6 +211,13 @@ def test_the_lens_of_every_peer_is_ours(real, n_rows):
     assert ours.shape == (n_rows, 30) and arms["bare_forward"]().shape == (1, 12, 576)
     for name in ("nnterp_style", "transformer_lens"):
         assert float((arms[name]() - ours).abs().max()) < 2e-4, name
+
+
+def test_the_divergences_of_the_peer_are_ours(real):
+    arms = {name: make(real, 1, 3) for name, make in divergence.ARMS.items()}
+    ours = arms["ours"]()
+    assert ours.shape == (11, 11) and float(ours.max()) > 1e-3
+    assert float((arms["naive"]() - ours).abs().max()) < 5e-6
 
 
 def test_peak_memory_is_what_the_work_adds_and_no_more():
