@@ -13,9 +13,22 @@ from jaxtyping import Bool, Float
 from mechinterp.json_io import write_json
 from mechinterp.results import metadata
 from mechinterp.stats.bootstrap import complete_rows
-from studies.attention_formats import Deltas, SampleRow, SampleTable, write_record, write_sample_table
+from studies.attention_formats import (
+    Deltas,
+    MidrunGate,
+    MidrunInfo,
+    RunMetadata,
+    SampleRow,
+    SampleTable,
+    write_record,
+    write_run_metadata,
+    write_sample_table,
+)
 from studies.attention_records import write_positives
 from studies.attention_summary import AttentionSummary, DiffOfDiffs, write_attention_summary
+from studies.gates import SHORTEST
+from studies.gates_controls import SAFETY_RATIO, runs_of_three, signal_to_noise
+from studies.zlt_attention_gates import RAIL
 from studies.zlt_attention_result import READERS, Reader, Reading, ZltAttention, controls_of
 from studies.zlt_attention_summary import condition
 
@@ -26,7 +39,9 @@ MORE = {"delta_c4": "end_of_answer", "delta_c5": "sentence_end"}  # what the pub
 
 
 def export(result: ZltAttention, folder: Path | str) -> Path:
-    """Write deltas, summary, generations, sample table and preflight into `folder`, and return it.
+    """Write deltas, rails, summary, generations, sample table, preflight and run metadata into `folder`.
+
+    Returns the folder.
 
     A text set is labelled by its persona, further runs and seeds by these too; `base_` stands before the base
     model's reading of it. Raises ValueError where the run read another region than the system prompt.
@@ -49,6 +64,8 @@ def export(result: ZltAttention, folder: Path | str) -> Path:
             prefixed = name if reader == "trained" else BASE + name
             found = deltas(result, reading, reader)
             write_record(folder / f"per_example_deltas_{prefixed}.json", found)
+            if reader == "trained":
+                write_record(folder / f"midrun_gate_{name}.json", midrun_gate(found, _metadata(result)))
             conditions[prefixed] = condition(reading, reader, result.row, kept(reading, result.row), prefixed)
     first = result.readings[0]
     write_attention_summary(
@@ -56,9 +73,19 @@ def export(result: ZltAttention, folder: Path | str) -> Path:
         AttentionSummary(conditions, _difference(conditions, label(result, first)), _metadata(result)),
     )
     write_sample_table(folder / "sample_table.md", samples(result, first))
+    write_run_metadata(folder / "run_metadata.json", RunMetadata(_metadata(result)))
     if result.preflight is not None:
         write_json(folder / "preflight.json", result.preflight.to_json())
     return folder
+
+
+def midrun_gate(found: Deltas, about: dict[str, Any]) -> MidrunGate:
+    """The published safety rail on the first examples: either sign counts (methods 9.6)."""
+    first = found.delta_c1[:RAIL]
+    ratio = np.abs(signal_to_noise(first))
+    passing = runs_of_three(ratio) if len(ratio) >= SHORTEST else ()
+    info = MidrunInfo(len(first), ratio, passing, SAFETY_RATIO, SHORTEST)
+    return MidrunGate(bool(passing), info, len(first), about)
 
 
 def label(result: ZltAttention, reading: Reading) -> str:

@@ -7,12 +7,19 @@ import pytest
 import torch
 
 from mechinterp.json_io import read_json
-from studies.attention_formats import read_deltas, read_preflight, read_sample_table
+from studies.attention_formats import (
+    read_deltas,
+    read_midrun_gate,
+    read_preflight,
+    read_run_metadata,
+    read_sample_table,
+)
 from studies.attention_records import read_positives
 from studies.attention_summary import read_attention_summary
 from studies.audit import audit
 from studies.audit_attention_records import read_records
 from studies.gates import contiguous_windows
+from studies.gates_controls import safety_rail
 from studies.zlt_attention_export import export
 from tests.planted_attention import MARKER, QUESTIONS, STRATA, planted
 
@@ -57,6 +64,22 @@ def test_texts_samples_and_preflight_come_back(written):
     assert (table.rows[0].index, table.rows[0].token, table.rows[0].c1) == (1, MARKER, (37, 36, 35))
     found = read_preflight(folder / "preflight.json")
     assert (found.delta, found.passed) == (result.preflight.delta, result.preflight.passed)
+
+
+def test_the_rail_and_the_run_come_back(written):
+    result, folder = written
+    rail, found = read_midrun_gate(folder / "midrun_gate_villain.json"), written_deltas(folder)
+    first = found[:50]
+    assert rail.n_examples == rail.info.n_examples == len(first)
+    ours = safety_rail(first)
+    assert rail.passed == ours.passed and (rail.info.snr_per_layer >= 0).all()
+    assert ours.value == pytest.approx(max(least for _, least in rail.info.passing_windows))
+    about = read_run_metadata(folder / "run_metadata.json").values
+    assert about["base_model_id"] == result.model and about["libraries"]["torch"]
+
+
+def written_deltas(folder):
+    return read_deltas(folder / "per_example_deltas_villain.json").delta_c1
 
 
 def test_the_summary_is_of_the_run_and_consistent(written):
