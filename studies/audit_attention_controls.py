@@ -26,9 +26,12 @@ class Drawn:
 
 
 def redrawn(records: Records, persona: str) -> tuple[Drawn, ...] | None:
-    """The published draws of a persona, without the examples that C1 left out; None without its positives."""
+    """The published draws of a persona, without the examples that C1 left out.
+
+    None without its positives, and for a run of ours, whose control rows were drawn in another way.
+    """
     held = records.positives.get(persona)
-    if held is None or not held.positives:
+    if held is None or not held.positives or records.own_draws:
         return None
     found = published_draws(held)
     by_control = [found.of(name) for name in ("random_earlier", "late_position", "rare_token")]

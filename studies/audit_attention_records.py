@@ -43,6 +43,7 @@ class Records:
     preflight: Preflight | None
     samples: SampleTable | None
     published: bool  # no file says that it is of another study
+    own_draws: bool = False  # a run of ours says that it drew its control rows itself
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,7 +95,8 @@ def read_records(directory: Path | str) -> Records:
     samples = _single(folder, SINGLE[3], read_sample_table)
     blocks = [each.metadata for held in (deltas, positives, midrun) for each in held.values()]
     blocks += [each.metadata for each in (summary, preflight) if each is not None]
-    published = _is_published([*blocks, run.values if run else None])
+    every = [*blocks, run.values if run else None]
+    published = _is_published(every)
     names = _present(folder)
     if not names:
         raise FileNotFoundError(
@@ -104,6 +106,7 @@ def read_records(directory: Path | str) -> Records:
     records = Records(
         {name: file_sha256(folder / name) for name in names},
         (), deltas, summary, positives, midrun, preflight, samples, published,
+        own_draws=any(block is not None and block.get("draws") == "ours" for block in every),
     )  # fmt: skip
     _check_layers(records)
     return _with_missing(records)

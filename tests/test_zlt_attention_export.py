@@ -17,6 +17,7 @@ from studies.attention_formats import (
 from studies.attention_records import read_positives
 from studies.attention_summary import read_attention_summary
 from studies.audit import audit
+from studies.audit_attention_controls import redrawn
 from studies.audit_attention_records import read_records
 from studies.gates import contiguous_windows
 from studies.gates_controls import safety_rail
@@ -76,6 +77,12 @@ def test_the_rail_and_the_run_come_back(written):
     assert ours.value == pytest.approx(max(least for _, least in rail.info.passing_windows))
     about = read_run_metadata(folder / "run_metadata.json").values
     assert about["base_model_id"] == result.model and about["libraries"]["torch"]
+
+
+def test_an_audit_does_not_redraw_what_our_run_drew_itself(written):
+    _, folder = written
+    records = read_records(folder)
+    assert records.own_draws and redrawn(records, "villain") is None
 
 
 def written_deltas(folder):
