@@ -220,8 +220,12 @@ def report(folder: Path, formats: Sequence[FileFormat] = ()) -> Path:
         raise ValueError(
             f"{folder} is not finished, {len(left)} cells are left; run the same command again first"
         )
-    results = {cell.key: found.result(cell) for cell in asked.cells()}
-    return write_report_of(asked, asked.module.combine(asked.config, results), found, formats)
+    return write_report_of(asked, _concluded(asked, found), found, formats)
+
+
+def _concluded(asked: Asked, found: Run) -> Any:
+    """What a finished run comes to, from its cells."""
+    return asked.module.combine(asked.config, {cell.key: found.result(cell) for cell in asked.cells()})
 
 
 def _book(folder: Path, runs: Sequence[Path]) -> Path:
@@ -232,10 +236,7 @@ def _book(folder: Path, runs: Sequence[Path]) -> Path:
     for path in runs:
         asked, found = reopened(path)
         if not found.status(asked.cells()).left:
-            results = {cell.key: found.result(cell) for cell in asked.cells()}
-            chapters[path.name] = asked.module.page(
-                asked.config, asked.module.combine(asked.config, results), found
-            )
+            chapters[path.name] = asked.module.page(asked.config, _concluded(asked, found), found)
     if not chapters:
         raise ValueError(
             f"none of the {len(runs)} runs in {folder} is finished; run their commands again first"

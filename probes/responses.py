@@ -60,15 +60,17 @@ def tokenised(
     Raises ValueError where the ids of a text depend on the prompt before it.
     """
     found = []
+    asked = dict.fromkeys(question for answers in texts.values() for question in answers)
+    around = {question: _around(model, systems, question, system_role) for question in asked}
     for writer, answers in texts.items():
         for question, drawn in answers.items():
-            told = {name: (model, system, question) for name, system in systems.items()}
-            prompts = {name: prompt_ids(*one, system_role) for name, one in told.items()}
-            ends = {name: len(turn_end(*one, system_role=system_role)) for name, one in told.items()}
+            prompts, ends = around[question]
             for draw, text in enumerate(drawn):
                 ids = {
-                    name: _between(_rendered(*one, text, system_role), prompts[name], ends[name])
-                    for name, one in told.items()
+                    name: _between(
+                        _rendered(model, system, question, text, system_role), prompts[name], ends[name]
+                    )
+                    for name, system in systems.items()
                 }
                 if len(set(ids.values())) != 1:
                     raise ValueError(
@@ -77,6 +79,15 @@ def tokenised(
                     )
                 found.append(Response(writer, question, next(iter(ids.values())), draw))
     return found
+
+
+def _around(
+    model: Model, systems: Mapping[str, str | None], question: str, system_role: SystemRole
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Each persona's prompt, and how many ids close its turn: the same for everyone's answers."""
+    told = {name: (model, system, question) for name, system in systems.items()}
+    prompts = {name: prompt_ids(*one, system_role) for name, one in told.items()}
+    return prompts, {name: len(turn_end(*one, system_role=system_role)) for name, one in told.items()}
 
 
 def _between(whole: Sequence[int], prompt: Sequence[int], n_end: int) -> tuple[int, ...]:

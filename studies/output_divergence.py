@@ -59,7 +59,6 @@ def combine(config: Config, results: Mapping[str, Any]) -> OutputStudy:
         divergence,
         concluded(config, leaked),
         results["centroids"],
-        layer=None,
         n_nearest=config.n_nearest,
         seed=config.seed,
         texts=_texts(divergence, [one for one in found if isinstance(one, Responses)]),

@@ -93,7 +93,6 @@ def conclude(
     leakage: Leakage,
     centred: Centroids,
     *,
-    layer: int | None,
     n_nearest: int,
     seed: int,
     texts: tuple[dict[str, Any], ...],
@@ -101,8 +100,8 @@ def conclude(
     """All analyses of methods 5.5 and 6 from one run's matrices and records."""
     names, js = divergence.personas, divergence.matrix().numpy()
     cosines = _cosines(centred, names)
-    layer = centred.layers[len(centred.layers) // 2] if layer is None else layer
-    at = centred.layers.index(layer)
+    at = len(centred.layers) // 2
+    layer = centred.layers[at]
     rates = {(s, t): leakage.rate(s, t).estimate for s, t in leakage.pairs()}
     said: dict[str, Any] = {"model": model, "seeds": leakage.seeds}
     kl = divergence.matrix("kl").numpy()

@@ -71,10 +71,7 @@ class Steered(Result):
     @property
     def distance(self) -> float:
         """How far apart the centroids of source and assistant are at the layer."""
-        at, largest = self.line.layer, int(np.argmax(np.abs(self.line.strengths)))
-        unit = torch.nn.functional.normalize(self.line.vectors[0, largest], dim=0)
-        away = self.line.there[at] - self.line.home
-        return float((away @ unit).abs())
+        return float((self.line.there[self.line.layer] - self.line.home).norm())
 
     def slope(self, direction: str, role: str = "assistant") -> tuple[Interval, SignFlip]:
         """The mean slope over questions with its bootstrap interval, and a sign flip over questions."""

@@ -49,7 +49,7 @@ def made(seeds: tuple[int, ...] = (1,)) -> OutputStudy:
     states = torch.stack([wide, wide**3], 1)
     source = Source("toy", "0", None, "resid_post", "last token", None, "0")
     centred = Centroids(names, (3, 7), states, states, torch.arange(10), source, ())
-    return conclude("toy", divergence, leakage, centred, layer=None, n_nearest=1, seed=0, texts=())
+    return conclude("toy", divergence, leakage, centred, n_nearest=1, seed=0, texts=())
 
 
 @pytest.fixture(scope="module")
