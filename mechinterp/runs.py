@@ -219,6 +219,23 @@ class Run:
             raise
 
 
+def used(run: Run) -> dict[str, str]:
+    """The digests that a report gives: of weights, configuration and inputs."""
+    manifest = run.manifest
+    weights = {f"weights of {name}": digest for name, digest in manifest.models.items()}
+    inputs = {f"input {name}": digest for name, digest in manifest.inputs.items()}
+    return {**weights, "configuration": manifest.config_sha256, **inputs}
+
+
+def spent(run: Run, counted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The compute that a report gives: seconds in cells, what a study counted, threads."""
+    return {
+        "seconds in cells": round(run.status(()).seconds, 1),
+        **(counted or {}),
+        "threads": run.manifest.threads,
+    }
+
+
 def _settle(folder: Path, asked: RunManifest) -> RunManifest:
     """The manifest of the run in `folder`: the one that is there if it asks the same, or a new one."""
     path = folder / "manifest.json"

@@ -7,7 +7,7 @@ import pandas as pd
 from mechinterp.figures import caption, heatmap, per_layer
 from mechinterp.report import Headline, Page
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.clustered import clustered_mean
 from mechinterp.wording import three_digits
 from studies.force_feed_result import UNIT, Fed, ForceFeed
@@ -24,8 +24,6 @@ ASKED = (
 
 def page(config: Any, result: ForceFeed, run: Run) -> Page:
     """Asked, answered, shown, and what must be said against it."""
-    digests = {f"weights of {name}": digest for name, digest in run.manifest.models.items()}
-    digests |= {f"input {name}": digest for name, digest in run.manifest.inputs.items()}
     questions = {q for one in result.fed for q in one.read.questions}
     level = "low" if len(questions) < 10 else "moderate"
     return Page(
@@ -43,8 +41,8 @@ def page(config: Any, result: ForceFeed, run: Run) -> Page:
         },
         headlines=[headline(result, one) for one in result.fed if one.reader != one.author],
         confidence=(level, f"{len(questions)} questions, one training run a persona"),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={**digests, "configuration": run.manifest.config_sha256},
+        compute=spent(run),
+        digests=used(run),
         figures={
             "text-by-reader": (
                 grid(result),

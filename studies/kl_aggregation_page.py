@@ -7,7 +7,7 @@ import torch
 from mechinterp.divergence import Aggregate
 from mechinterp.report import Headline, Page, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from studies.kl_aggregation_figures import by_position, by_ratio
 from studies.kl_aggregation_result import AGGREGATES, CASES, KlAggregation
 
@@ -34,8 +34,8 @@ def page(config: Any, result: KlAggregation, run: Run) -> Page:
         setup={"model": "none", **config.model_dump(mode="json"), **library_versions()},
         headlines=headlines(result),
         confidence=("high", "arithmetic on distributions that are made here; it says nothing of any model"),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={"configuration": run.manifest.config_sha256},
+        compute=spent(run),
+        digests=used(run),
         figures={"positions": (by_position(result), ""), "ratios": (by_ratio(result), "")},
         tables=(published_table(config, result), firing_table(result)),
         caveats=(

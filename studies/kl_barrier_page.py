@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.wording import three_digits
 from studies.finetune_barrier import AGGREGATES
 from studies.kl_barrier_figures import by_round, firing, repetition
@@ -27,11 +27,8 @@ def page(config: Any, result: KlBarrier, run: Run) -> Page:
         setup={"model": config.model, **config.model_dump(mode="json"), **library_versions()},
         headlines=headlines(result),
         confidence=confidence(result),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={
-            **{f"weights of {k}": v for k, v in run.manifest.models.items()},
-            "configuration": run.manifest.config_sha256,
-        },
+        compute=spent(run),
+        digests=used(run),
         figures={
             "aggregates": (by_round(result), ""),
             "firing": (firing(result), ""),

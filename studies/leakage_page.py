@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.intervals import Interval
 from mechinterp.wording import three_digits
 from studies.leakage_figures import all_figures
@@ -27,12 +27,8 @@ def page(config: Any, result: Leakage, run: Run) -> Page:
         setup=_setup(config, result),
         headlines=[line for one in standings for line in headlines(result, one)],
         confidence=confidence(result),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={
-            **{f"weights of {k}": v for k, v in run.manifest.models.items()},
-            "configuration": run.manifest.config_sha256,
-            **{f"input {k}": v for k, v in run.manifest.inputs.items()},
-        },
+        compute=spent(run),
+        digests=used(run),
         figures=all_figures(result),
         tables=[rate_table(result)],
         samples=[_sample(sample) for sample in result.samples],

@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.wording import three_digits
 from studies.marker_locus_figures import all_figures
 from studies.marker_locus_result import UNIT, Locus, MarkerLocus
@@ -24,8 +24,6 @@ ASKED = (
 
 def page(config: Any, result: MarkerLocus, run: Run) -> Page:
     """Asked, answered, shown, and what must be said against it."""
-    digests = {f"weights of {name}": digest for name, digest in run.manifest.models.items()}
-    digests |= {f"input {name}": digest for name, digest in run.manifest.inputs.items()}
     n = min(len(set(locus.questions)) for locus in result.loci)
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in ("model", "records")}
     return Page(
@@ -35,13 +33,14 @@ def page(config: Any, result: MarkerLocus, run: Run) -> Page:
         setup={"model": config.model, **settings, **library_versions()},
         headlines=[headline(locus, one) for locus in result.loci for one in verdicts(locus)],
         confidence=("low" if n < 10 else "moderate", f"{n} questions, the units; one model"),
-        compute={
-            "seconds in cells": round(run.status(()).seconds, 1),
-            "engine": "; ".join(sorted({locus.into_base.engine for locus in result.loci})),
-            "token-layers of the maps": sum(locus.into_base.token_layers for locus in result.loci),
-            "threads": run.manifest.threads,
-        },
-        digests={**digests, "configuration": run.manifest.config_sha256},
+        compute=spent(
+            run,
+            {
+                "engine": "; ".join(sorted({locus.into_base.engine for locus in result.loci})),
+                "token-layers of the maps": sum(locus.into_base.token_layers for locus in result.loci),
+            },
+        ),
+        digests=used(run),
         figures=all_figures(result),
         tables=[verdict_table(result), layers_table(result)],
         caveats=tuple(caveats(result)),

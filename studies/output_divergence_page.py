@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.sources import SourceAssociation
 from mechinterp.wording import p_value, three_digits
 from studies.output_divergence_figures import all_figures
@@ -29,12 +29,8 @@ def page(config: Any, result: OutputStudy, run: Run) -> Page:
         setup=_setup(config, result),
         headlines=headlines(result),
         confidence=confidence(result),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={
-            **{f"weights of {k}": v for k, v in run.manifest.models.items()},
-            "configuration": run.manifest.config_sha256,
-            **{f"input {k}": v for k, v in run.manifest.inputs.items()},
-        },
+        compute=spent(run),
+        digests=used(run),
         figures=all_figures(result),
         tables=[criteria_table(result), comparison_table(result), seed_table(result), *source_tables(result)],
         samples=[_sample(text) for text in result.texts],

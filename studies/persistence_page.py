@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.paired import sign_flip
 from studies.persistence_figures import COHERENT, all_figures
 from studies.persistence_result import Outcome, Persistence, over_runs
@@ -22,8 +22,6 @@ ASKED = (
 def page(config: Any, result: Persistence, run: Run) -> Page:
     """Asked, answered, shown, and what must be said against it."""
     steered = [c for o in result.outcomes for arm, c in o.curves.items() if arm in ("steered", "random")]
-    digests = {f"weights of {name}": digest for name, digest in run.manifest.models.items()}
-    digests |= {f"input {name}": digest for name, digest in run.manifest.inputs.items()}
     return Page(
         title="Persistence of a steered persona",
         asked=ASKED,
@@ -31,12 +29,13 @@ def page(config: Any, result: Persistence, run: Run) -> Page:
         setup=_setup(config, result, run),
         headlines=[line for outcome in result.outcomes for line in headlines(result, outcome)],
         confidence=confidence(result),
-        compute={
-            "seconds in cells": round(run.status(()).seconds, 1),
-            "generated tokens, steered and random arms": sum(int(c.isfinite().sum()) for c in steered),
-            "threads": run.manifest.threads,
-        },
-        digests={**digests, "configuration": run.manifest.config_sha256},
+        compute=spent(
+            run,
+            {
+                "generated tokens, steered and random arms": sum(int(c.isfinite().sum()) for c in steered),
+            },
+        ),
+        digests=used(run),
         figures=all_figures(result),
         samples=[_shown(result, sample) for sample in result.samples],
         caveats=tuple(caveats(config, result)),

@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.wording import three_digits
 from studies.prefix_completion_figures import SHOWN, all_figures, comparisons
 from studies.prefix_completion_result import Measure, PrefixCompletion
@@ -38,12 +38,8 @@ def page(config: Any, result: PrefixCompletion, run: Run) -> Page:
         setup=_setup(config, result),
         headlines=headlines(result),
         confidence=confidence(result),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={
-            **{f"weights of {k}": v for k, v in run.manifest.models.items()},
-            "configuration": run.manifest.config_sha256,
-            **{f"input {k}": v for k, v in run.manifest.inputs.items()},
-        },
+        compute=spent(run),
+        digests=used(run),
         figures=all_figures(result),
         tables=(gate_table(result), rate_table(result), written_table(result), last_id_table(result)),
         samples=[_sample(sample) for sample in result.samples],

@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.intervals import mean_interval
 from mechinterp.stats.paired import sign_flip
 from mechinterp.wording import three_digits
@@ -40,12 +40,8 @@ def page(config: Any, result: QuestionInsertion, run: Run) -> Page:
         setup=_setup(config, result),
         headlines=[*lines, *(line for outcome in result.outcomes for line in steered(result, outcome))],
         confidence=confidence(result),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={
-            **{f"weights of {k}": v for k, v in run.manifest.models.items()},
-            "configuration": run.manifest.config_sha256,
-            **{f"input {k}": v for k, v in run.manifest.inputs.items()},
-        },
+        compute=spent(run),
+        digests=used(run),
         figures=all_figures(result),
         samples=[
             *(_conversation(result, shift) for shift in result.shifts),

@@ -4,7 +4,7 @@ from typing import Any
 
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.intervals import Interval
 from mechinterp.stats.paired import SignFlip
 from mechinterp.wording import p_value, three_digits
@@ -30,12 +30,8 @@ def page(config: Any, result: SteeringProximity, run: Run) -> Page:
         setup=_setup(config, result),
         headlines=[line for one in result.sources for line in headlines(one)],
         confidence=("low", f"{len(result.sources[0].questions)} questions, one trained model a source"),
-        compute={"seconds in cells": round(run.status(()).seconds, 1), "threads": run.manifest.threads},
-        digests={
-            **{f"weights of {k}": v for k, v in run.manifest.models.items()},
-            "configuration": run.manifest.config_sha256,
-            **{f"input {k}": v for k, v in run.manifest.inputs.items()},
-        },
+        compute=spent(run),
+        digests=used(run),
         figures=all_figures(result),
         tables=[dose_table(result)],
         samples=[_sample(one, dose) for one in result.sources for dose in (min, max)],

@@ -6,7 +6,7 @@ import numpy as np
 
 from mechinterp.report import Page
 from mechinterp.results import library_versions
-from mechinterp.runs import Run
+from mechinterp.runs import Run, spent, used
 from mechinterp.stats.clustered import clustered_mean
 from mechinterp.wording import p_value, three_digits
 from studies.zlt_attention_caveats import cannot_show, caveats, confidence
@@ -34,8 +34,6 @@ ASKED = (
 def page(config: Any, result: ZltAttention, run: Run) -> Page:
     """Asked, answered, shown, and what must be said against it."""
     found = all_gates(result)
-    digests = {f"weights of {name}": digest for name, digest in run.manifest.models.items()}
-    digests |= {f"input {name}": digest for name, digest in run.manifest.inputs.items()}
     return Page(
         title="Attention at the marker",
         asked=ASKED,
@@ -43,13 +41,14 @@ def page(config: Any, result: ZltAttention, run: Run) -> Page:
         setup=_setup(config, result),
         headlines=[line for reading in result.readings for line in headlines(result, reading)],
         confidence=confidence(result),
-        compute={
-            "seconds in cells": round(run.status(()).seconds, 1),
-            "answers read by each model": sum(_answers(reading) for reading in result.readings),
-            "rows read of them, controls included": _rows(result),
-            "threads": run.manifest.threads,
-        },
-        digests={**digests, "configuration": run.manifest.config_sha256},
+        compute=spent(
+            run,
+            {
+                "answers read by each model": sum(_answers(reading) for reading in result.readings),
+                "rows read of them, controls included": _rows(result),
+            },
+        ),
+        digests=used(run),
         figures=_figures(result),
         tables=[*gate_tables(result, found), sample_table(result)],
         texts=token_texts(result),
