@@ -152,13 +152,9 @@ class Model:
         state = None
         if outcome.cache is not None:
             state = State(outcome.cache, n_before + request.tokens.shape[1], request.pad_left, prompt_lengths)
-        one = self.backend.device  # layers may lie on several; what they gave lies on one
-        values, natural = (
-            {site: value.to(one) for site, value in kept.items()}
-            for kept in (with_mid(recorder.values, capture), recorder.natural)
-        )
-        logits = None if outcome.logits is None else outcome.logits.to(one)
-        return Activations(request.tokens, logits, values, state, tuple(recorder.applied), natural)
+        values = with_mid(recorder.values, capture)
+        logits = None if outcome.logits is None else outcome.logits.to(request.tokens.device)
+        return Activations(request.tokens, logits, values, state, tuple(recorder.applied), recorder.natural)
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:

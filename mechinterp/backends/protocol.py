@@ -152,7 +152,7 @@ class Recorder:
     def visit(self, site: Site, x: Float[Tensor, "batch slot *shape"]) -> Float[Tensor, "batch slot *shape"]:
         """x as the model should go on with it."""
         if site in self.request.natural:
-            self.natural[site] = x.detach()
+            self.natural[site] = self._home(x.detach())
         for index, intervention in self._by_site.get(site, ()):
             natural, x = x, intervention.edit(x, self.request.rows)
             mask = intervention.mask(self.request.rows)
@@ -163,7 +163,7 @@ class Recorder:
                 self.peaks.append(x.detach().float().flatten(2).norm(dim=-1).amax().cpu())
         if site in self.request.capture:
             x = self._alive(x) if self.request.live else x
-            self.values[site] = x if self.request.live else self._kept(x)
+            self.values[site] = x if self.request.live else self._home(self._kept(x))
         return x
 
     def put(self, site: Site, blocks: Iterable[Float[Tensor, "batch head k key"]]) -> None:
@@ -176,8 +176,12 @@ class Recorder:
             if regions is not None:
                 columns = regions.to(rows.device)
                 rows = einsum(rows, columns, "batch head k key, batch key region -> batch head k region")
-            kept.append(rows.detach())
+            kept.append(self._home(rows.detach()))
         self.values[site] = kept[0] if len(kept) == 1 else torch.cat(kept, 2)
+
+    def _home(self, x: Tensor) -> Tensor:
+        """On the device of the tokens: layers may lie on several, what they gave lies on one."""
+        return x.to(self.request.tokens.device)
 
     def _alive(self, x: Tensor) -> Tensor:
         """A tensor of its own on the path to the logits; nothing before the first one is asked for."""

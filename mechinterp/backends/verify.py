@@ -88,8 +88,7 @@ def _run(
         outcome = backend.forward(request, recorder)
     recorder.check()
     assert outcome.logits is not None  # no stop_after was asked for
-    one = backend.device  # layers may lie on several
-    return {site: value.to(one) for site, value in recorder.values.items()}, outcome.logits.to(one)
+    return recorder.values, outcome.logits
 
 
 def _identities(values: dict[Site, Tensor], layer: int, backend: Backend) -> dict[str, float]:
