@@ -15,9 +15,9 @@ from probes.centering import Centroids, centroids
 from probes.output_divergence import OutputDivergence, output_divergence
 from probes.responses import Response, SystemRole, tokenised
 from studies.finetune_answers import system_of
-from studies.leakage_config import targets
 from studies.output_divergence_config import Config, reference
 from studies.prompts import prompt_of
+from studies.targets import targets
 from studies.trained import asked
 
 if TYPE_CHECKING:

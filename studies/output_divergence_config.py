@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from studies.leakage_config import Config as LeakageConfig
-from studies.leakage_config import targets
 from studies.personas import Persona, wide_personas
+from studies.targets import targets
 
 
 class Config(LeakageConfig):
@@ -14,7 +14,8 @@ class Config(LeakageConfig):
 
     Divergences are taken of each answer behind every target's prompt. Cosines are of centroids at `layers`
     (all, unless asked), centred on the targets and on the shipped 111 personas. `generations` is a file of
-    texts, {persona: {question: [text]}}, to be taken instead of sampled answers.
+    texts, {persona: {question: [text]}}, to be taken instead of sampled answers. The assistant and its
+    `n_nearest` by cosine are held out of what an adapter's specificity is seen on (methods 12.8).
     """
 
     response_tokens: int = Field(512, ge=1)
@@ -25,6 +26,7 @@ class Config(LeakageConfig):
     generations: Path | None = None
     layers: tuple[int, ...] | None = None
     centre_on_wide: bool = True
+    n_nearest: int = Field(2, ge=0)
     divergence_batch: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")

@@ -23,8 +23,9 @@ from probes.centering import centroids
 from probes.markers import detect
 from studies.personas import Persona
 from studies.prompts import prompt_of
-from studies.steering_proximity_config import Config, bystanders, other_of, targets_of
+from studies.steering_proximity_config import Config, bystanders, other_of
 from studies.steering_proximity_solve import centred_cosine, strength_for
+from studies.targets import targets
 from studies.trained import asked
 
 if TYPE_CHECKING:
@@ -111,13 +112,13 @@ def draw_line(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Co
     source = cell.args["source"]
     layer = model.dims.n_layers // 2 if config.layer is None else config.layer
     questions = asked(config)[: config.n_centroid_questions]
-    people = targets_of(config)
+    people = targets(config)
     found = centroids(
         model, {name: [prompt_of(model, p, q) for q in questions] for name, p in people.items()}
     )
     about, place = found.values.mean(0), found.layers.index(layer)
-    here = {name: found[name, layer] for name in (source, config.assistant, other_of(config, source))}
-    own, there, elsewhere = here[config.assistant], here[source], here[other_of(config, source)]
+    other = other_of(config, source)
+    own, there, elsewhere = (found[name, layer] for name in (config.assistant, source, other))
     unit = torch.nn.functional.normalize(there - own, dim=0)
     natural = float(centred_cosine(there, own, about[place]))
     requested, strengths = [], []
@@ -132,7 +133,7 @@ def draw_line(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Co
     vectors = torch.stack([torch.stack([beta * one for beta in strengths]) for one in units])
     return Line(
         source=source,
-        other=other_of(config, source),
+        other=other,
         layer=layer,
         natural=natural,
         doses=config.doses,
@@ -168,7 +169,7 @@ def _read_again(
     model: Model, config: Config, line: Line, steering: tuple[Add, ...]
 ) -> Float[Tensor, "layer"]:
     """The centred cosine of source and assistant at every layer, the assistant's centroid under the edit."""
-    persona = targets_of(config)[config.assistant]
+    persona = targets(config)[config.assistant]
     every, total = sites("resid_post", range(model.dims.n_layers)), None
     questions = asked(config)[: config.n_centroid_questions]
     for question in questions:
@@ -188,7 +189,7 @@ def _read_again(
 def _answers(
     model: Model, config: Config, line: Line, steering: tuple[Add, ...], site: Site
 ) -> tuple[tuple[Counted, ...], dict[str, float], tuple[dict[str, Any], ...]]:
-    people, questions = targets_of(config), asked(config)
+    people, questions = targets(config), asked(config)
     roles = {config.assistant: "assistant", line.source: "source"}
     roles |= dict.fromkeys(bystanders(config, line.source), "bystander")
     rows = [

@@ -159,6 +159,6 @@ def test_a_file_of_texts_takes_the_place_of_sampling(real, tmp_path):
 
 
 def config_targets(config: Config) -> list[str]:
-    from studies.leakage_config import targets
+    from studies.targets import targets
 
     return list(targets(config))
