@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.peers import bridge
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, error, interleave
 from mechinterp.backends.twin import twin
@@ -77,21 +78,13 @@ def _one(hf: Any, prompt: Tensor, at: Tensor) -> Tensor:
 
 
 def _transformer_lens(model: Any, prompts: list[Tensor], at: list[Tensor], some: list[int]) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
     hf = model.backend.model
-    bridge: Any = TransformerBridge.boot_transformers(
-        "peer",
-        hf_model=twin(hf),
-        tokenizer=model.tokenizer,
-        dtype=model.backend.dtype,
-        device=str(model.backend.device),
-    )
+    peer = bridge(model, twin(hf))
 
     def run() -> Tensor:
         rows = []
         for i in some:
-            _, cache = bridge.run_with_cache(
+            _, cache = peer.run_with_cache(
                 prompts[i][None].to(hf.device), names_filter=lambda n: n.endswith("hook_resid_post")
             )
             rows.append(

@@ -12,7 +12,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from benchmarks.memory import extra_peak, grown_on_gpu
+from benchmarks.memory import extra_peaks, over_ours
+from benchmarks.peers import bridge
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
@@ -40,15 +41,11 @@ def _case(model: Any, n: int, rounds: int, subject: Subject) -> dict[str, Any]:
     ]
     found = interleave(Arm("ours", arms["ours"]), peers, rounds)
     found["bare_forward"]["overhead"] = 1 / found["bare_forward"]["ratio"]
-    if subject.device == "cpu":
-        megabytes = {arm: extra_peak("attention", f"T{n}", arm, subject) for arm in arms}
-    else:
-        megabytes = {arm: grown_on_gpu(run) for arm, run in arms.items()}
+    megabytes = extra_peaks("attention", f"T{n}", arms, subject)
     for arm, entry in found.items():
-        mine, theirs = megabytes["ours"], megabytes[arm]
-        entry["extra_megabytes"] = theirs
+        entry["extra_megabytes"] = megabytes[arm]
         if arm != "ours":
-            entry["memory_ratio"] = None if not mine or theirs is None else theirs / mine
+            entry["memory_ratio"] = over_ours(megabytes, arm)
     return found
 
 
@@ -119,19 +116,11 @@ def _eager(model: Any, n: int) -> Callable[[], Tensor]:
 
 
 def _transformer_lens(model: Any, n: int) -> Callable[[], Tensor]:
-    from transformer_lens.model_bridge import TransformerBridge
-
     ids, segmentation, rows = asked(n)
     ids = ids.to(model.backend.device)
     hf: Any = twin(model.backend.model)
     hf.set_attn_implementation("eager")
-    bridge: Any = TransformerBridge.boot_transformers(
-        "peer",
-        hf_model=hf,
-        tokenizer=model.tokenizer,
-        dtype=model.backend.dtype,
-        device=str(model.backend.device),
-    )
+    peer = bridge(model, hf)
     columns = segmentation.one_hot().to(ids.device)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.dims.n_layers)]
 
@@ -143,7 +132,7 @@ def _transformer_lens(model: Any, n: int) -> Callable[[], Tensor]:
             del hook  # named so because transformer-lens passes it by keyword
             kept.append(_reduced(pattern, rows, columns))
 
-        bridge.run_with_hooks(ids[None], return_type=None, fwd_hooks=[(name, reduce) for name in names])
+        peer.run_with_hooks(ids[None], return_type=None, fwd_hooks=[(name, reduce) for name in names])
         return _stacked(kept)
 
     return run

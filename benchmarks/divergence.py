@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import extra_peak, grown_on_gpu
+from benchmarks.memory import extra_peaks, over_ours
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.divergence import pairwise
@@ -34,11 +34,11 @@ def measure(subject: Subject, *, rounds: int, quick: bool) -> dict[str, Any]:
     found = {name: _stage(*size, subject.device, rounds) for name, size in sizes.items()}
     n, long = (4, 8) if quick else (TOKENS, LONG)
     found["end_to_end"] = _whole(model, n, rounds)
-    held = _memory(model, long, subject)
+    arms = {name: make(model, 1, long) for name, make in ARMS.items()}
+    held = extra_peaks("divergence", str(long), arms, subject)
     for name, entry in found["end_to_end"].items():
         entry["extra_megabytes"] = held[name]
-    mine, theirs = held["ours"], held["naive"]
-    found["end_to_end"]["naive"]["memory_ratio"] = None if not mine or theirs is None else theirs / mine
+    found["end_to_end"]["naive"]["memory_ratio"] = over_ours(held, "naive")
     return found
 
 
@@ -65,13 +65,6 @@ def naive_js(logits: Tensor) -> Tensor:
 def _whole(model: Any, n: int, rounds: int) -> dict[str, Any]:
     arms = {name: make(model, RESPONSES, n) for name, make in ARMS.items()}
     return interleave(Arm("ours", arms["ours"]), [Arm("naive", arms["naive"])], rounds)
-
-
-def _memory(model: Any, n: int, subject: Subject) -> dict[str, float | None]:
-    """Extra peak megabytes of one response of n tokens."""
-    if subject.device == "cpu":
-        return {name: extra_peak("divergence", str(n), name, subject) for name in ARMS}
-    return {name: grown_on_gpu(make(model, 1, n)) for name, make in ARMS.items()}
 
 
 def alone(case: str, arm: str, subject: Subject) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.peers import bridge
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
@@ -82,22 +83,14 @@ def _nnterp_style(model: Any, ids: Tensor, rows: list[int]) -> Callable[[], Tens
 
 
 def _transformer_lens(model: Any, ids: Tensor, rows: list[int]) -> Callable[[], Tensor]:
-    from transformer_lens.model_bridge import TransformerBridge
-
     hf = model.backend.model
-    bridge: Any = TransformerBridge.boot_transformers(
-        "peer",
-        hf_model=twin(hf),
-        tokenizer=model.tokenizer,
-        dtype=model.backend.dtype,
-        device=str(model.backend.device),
-    )
+    peer = bridge(model, twin(hf))
 
     @torch.no_grad()
     def run() -> Tensor:
-        _, cache = bridge.run_with_cache(ids[None], names_filter=lambda n: n.endswith("hook_resid_post"))
+        _, cache = peer.run_with_cache(ids[None], names_filter=lambda n: n.endswith("hook_resid_post"))
         states = (cache["resid_post", layer] for layer in range(model.dims.n_layers))
-        return torch.stack([_standing(bridge.unembed(bridge.ln_final(x)), rows) for x in states], 1)
+        return torch.stack([_standing(peer.unembed(peer.ln_final(x)), rows) for x in states], 1)
 
     return run
 

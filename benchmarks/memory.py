@@ -17,7 +17,7 @@ import gc  # noqa: E402
 import importlib  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from benchmarks.subject import Subject  # noqa: E402
@@ -34,6 +34,21 @@ def extra_peak(workload: str, case: str, arm: str, subject: Subject) -> float | 
     if done.returncode:
         raise RuntimeError(f"{case}.{arm} failed in its own process: {done.stderr.strip()[-2000:]}")
     return float(done.stdout.split()[-1])
+
+
+def extra_peaks(
+    workload: str, case: str, arms: Mapping[str, Callable[[], object]], subject: Subject
+) -> dict[str, float | None]:
+    """Each arm's extra peak: in a process of its own, or on a GPU in this one, where torch counts it."""
+    if subject.device == "cpu":
+        return {name: extra_peak(workload, case, name, subject) for name in arms}
+    return {name: grown_on_gpu(run) for name, run in arms.items()}
+
+
+def over_ours(held: Mapping[str, float | None], arm: str) -> float | None:
+    """An arm's extra peak over ours; None where one of them was not measured."""
+    mine, theirs = held["ours"], held[arm]
+    return None if not mine or theirs is None else theirs / mine
 
 
 def grown(warm_up: Callable[[], object], run: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.peers import bridge
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.backends.twin import twin
@@ -159,29 +160,20 @@ def _bound(model: Any, token_layers: int, seconds: float) -> dict[str, Any]:
 # peers ------------------------------------------------------------------------------------------------------
 
 
-def _bridge(model: Any) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    return TransformerBridge.boot_transformers(
-        "peer", hf_model=twin(model.backend.model), tokenizer=model.tokenizer, dtype=model.backend.dtype,
-        device=str(model.backend.device),
-    )  # fmt: skip
-
-
 def _lens(model: Any, n: int, cells: Cells) -> Callable[[], Tensor]:
     """transformer-lens's own sweep, generic_activation_patch, which get_act_patch_resid_pre wraps."""
     import pandas as pd
     from transformer_lens import patching
 
-    bridge, (source, target) = _bridge(model), texts(n, model.backend.device)
+    peer, (source, target) = bridge(model, twin(model.backend.model)), texts(n, model.backend.device)
     index = pd.DataFrame(cells, columns=["layer", "pos"])
 
     def run() -> Tensor:
-        _, cache = bridge.run_with_cache(
+        _, cache = peer.run_with_cache(
             source[None], names_filter=lambda name: name.endswith("hook_resid_pre")
         )
         return patching.generic_activation_patch(
-            model=bridge, corrupted_tokens=target[None], clean_cache=cache, patching_metric=_difference,
+            model=peer, corrupted_tokens=target[None], clean_cache=cache, patching_metric=_difference,
             patch_setter=patching.layer_pos_patch_setter, activation_name="resid_pre", index_df=index,
         )  # fmt: skip
 
@@ -193,13 +185,13 @@ def _lens_heads(model: Any, n: int, cells: Cells) -> Callable[[], Tensor]:
     import pandas as pd
     from transformer_lens import patching
 
-    bridge, (source, target) = _bridge(model), texts(n, model.backend.device)
+    peer, (source, target) = bridge(model, twin(model.backend.model)), texts(n, model.backend.device)
     index = pd.DataFrame([(layer, n - 1, head) for layer, head in cells], columns=["layer", "pos", "head"])
 
     def run() -> Tensor:
-        _, cache = bridge.run_with_cache(source[None], names_filter=lambda name: name.endswith("hook_z"))
+        _, cache = peer.run_with_cache(source[None], names_filter=lambda name: name.endswith("hook_z"))
         return patching.generic_activation_patch(
-            model=bridge, corrupted_tokens=target[None], clean_cache=cache, patching_metric=_difference,
+            model=peer, corrupted_tokens=target[None], clean_cache=cache, patching_metric=_difference,
             patch_setter=patching.layer_pos_head_vector_patch_setter, activation_name="z", index_df=index,
         )  # fmt: skip
 
