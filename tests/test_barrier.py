@@ -53,7 +53,9 @@ def loss_of(settings, model, base, start=None):
     batch = batch_of(settings)
     made = training._trainer(settings, base, start)(
         model=model,
-        args=TrainingArguments(output_dir=tempfile.gettempdir(), use_cpu=True, report_to="none", disable_tqdm=True),
+        args=TrainingArguments(
+            output_dir=tempfile.gettempdir(), use_cpu=True, report_to="none", disable_tqdm=True
+        ),
         compute_loss_func=training._loss(settings),
     )
     return made.compute_loss(model, batch), made.state.log_history
