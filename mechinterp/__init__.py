@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "loading": ("load", "with_adapter", "wrap"),
+    "loading": ("load", "merge_adapter", "with_adapter", "wrap"),
     "activations": ("Activations", "State"),
     "model": ("Model",),
     "sites": ("Site",),
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mechinterp.interventions import Rotate as Rotate
     from mechinterp.knockout import KnockOut as KnockOut
     from mechinterp.loading import load as load
+    from mechinterp.loading import merge_adapter as merge_adapter
     from mechinterp.loading import with_adapter as with_adapter
     from mechinterp.loading import wrap as wrap
     from mechinterp.model import Model as Model

@@ -5,7 +5,6 @@ should be, and a wrong anatomy is refused before anyone reads a number from it.
 """
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,13 @@ import torch
 from torch import nn
 
 from mechinterp import hub
+from mechinterp.adapter_weights import merge
 from mechinterp.adapters import Attached, attach, refuse_active_adapters
 from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of
 from mechinterp.backends.protocol import Backend, BackendName
 from mechinterp.backends.verify import verify as verify_sites
 from mechinterp.model import Model
+from mechinterp.wrappers import ready_made, unwrapped
 
 logger = logging.getLogger("mechinterp")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -65,8 +66,34 @@ def with_adapter(base: Model, adapter: str | Path) -> Model:
 
     Raises as `load`, and ValueError for a base whose library keeps no Hugging Face model to share.
     """
+    attached = _attached(base, adapter)
+    made: Any = base.backend
+    verify = UNVERIFIED not in base.notes
+    digest, record = base.weights_sha256, base.source
+    return _adapted(attached, base.tokenizer, base.name, made.name, digest, record, made.anatomy, verify)
+
+
+def merge_adapter(base: Model, adapter: str | Path) -> Model:
+    """A loaded base with a peft adapter merged in: a base itself, which takes the next adapter.
+
+    The weights that the adapter changes are copies; all others are shared, and the base stays as it is.
+    Raises as `with_adapter`, and ValueError where the merged model's logits are not those of the adapter.
+    """
+    attached = _attached(base, adapter)
+    made: Any = base.backend
+    record = {**base.source, "merged": [*base.source.get("merged", ()), attached.record]}
+    model = _build(
+        merge(attached.hf_model), base.tokenizer, f"{base.name}+{attached.name}", made.name,
+        attached.digest(base.weights_sha256), record, made.anatomy, UNVERIFIED not in base.notes,
+    )  # fmt: skip
+    return replace(model, notes=(*model.notes, *attached.notes))
+
+
+def _attached(base: Model, adapter: str | Path) -> Attached:
     if "adapter" in base.source:
-        raise ValueError(f"{base.name} has active adapters; give with_adapter() the base without one")
+        raise ValueError(
+            f"{base.name} has active adapters; give the base without one, or merge_adapter(base, ...) first"
+        )
     made: Any = base.backend
     hf_model = made.model if made.name == "transformers" else getattr(made, "hf_model", None)
     if hf_model is None:
@@ -74,10 +101,8 @@ def with_adapter(base: Model, adapter: str | Path) -> Model:
             f"the {made.name} backend of {base.name} keeps no Hugging Face model to put an adapter on; write"
             f" load(name, backend={made.name!r}, adapter=...)"
         )
-    digest, names = base.weights_sha256, (base.source["name"], base.name)
-    attached = attach(hf_model, adapter, base_names=names, base_sha256=digest, tokenizer=base.tokenizer)
-    verify = UNVERIFIED not in base.notes
-    return _adapted(attached, base.tokenizer, base.name, made.name, digest, base.source, made.anatomy, verify)
+    names, digest = (base.source["name"], base.name), base.weights_sha256
+    return attach(hf_model, adapter, base_names=names, base_sha256=digest, tokenizer=base.tokenizer)
 
 
 def _adapted(
@@ -111,7 +136,7 @@ def wrap(
     The object, its config, modules, hooks and attention implementation are left as they are.
     """
     _check_backend(backend)
-    ready = _ready_made(hf_model, backend)
+    ready = ready_made(hf_model, backend)
     config: Any = getattr(hf_model, "config", None) or getattr(hf_model, "cfg", None)
     label = (
         name
@@ -125,7 +150,7 @@ def wrap(
         return _checked(
             Model(label, ready, tokenizer, digest, record, (), eos_of(hf_model, tokenizer)), verify
         )
-    return _build(_unwrapped(hf_model), tokenizer, label, backend, digest, record, anatomy, verify)
+    return _build(unwrapped(hf_model), tokenizer, label, backend, digest, record, anatomy, verify)
 
 
 def _build(
@@ -240,42 +265,3 @@ def _check_backend(backend: str) -> None:
     known = BackendName.__args__
     if backend not in known:
         raise ValueError(f"there is no backend {backend!r}; the backends are {', '.join(known)}")
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The causal model inside, or a refusal: hooks on these wrappers would be skipped without a word."""
-    kind = type(model).__name__
-    if kind in ("DataParallel", "DistributedDataParallel", "OptimizedModule"):
-        raise ValueError(f"the model is wrapped in {kind}, which can skip hooks; pass the module inside it")
-    if re.match("FSDP|FullyShardedDataParallel", kind):
-        raise ValueError(f"the model is sharded by {kind}; load it whole, or with device='balanced'")
-    compiled = [
-        name for name, m in model.named_modules() if getattr(m, "_compiled_call_impl", None) is not None
-    ]
-    if compiled:
-        raise ValueError(
-            f"{compiled[0] or 'the model'} is compiled in place, which can skip hooks; load it uncompiled"
-        )
-    if any(p.device.type == "meta" for p in model.parameters()):
-        raise ValueError("the model has tensors on the meta device, so it holds no weights; load them first")
-    if getattr(model, "peft_config", None) and kind.startswith("Peft"):
-        raise ValueError(
-            "the model already carries an adapter; pass the base model, and the adapter's directory to load()"
-        )
-    return model
-
-
-def _ready_made(model: Any, backend: BackendName) -> Backend | None:
-    """A backend around a wrapper of nnsight or transformer-lens that the user built."""
-    home = type(model).__module__.partition(".")[0]
-    if home == "transformer_lens":
-        from mechinterp.backends import transformer_lens as lens
-
-        return lens.ready_made(model)
-    if home == "nnsight":
-        from mechinterp.backends.nnsight import ready_made
-
-        return ready_made(model)
-    if backend != "transformers" and not isinstance(model, nn.Module):
-        raise TypeError(f"{type(model).__name__} is no torch module; pass a Hugging Face causal model")
-    return None

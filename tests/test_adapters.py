@@ -22,7 +22,7 @@ from mechinterp.adapters import attach
 from mechinterp.backends.anatomy import anatomy_of
 from mechinterp.digests import tensors_sha256
 from mechinterp.interventions import Add
-from mechinterp.loading import load, with_adapter, wrap
+from mechinterp.loading import load, merge_adapter, with_adapter, wrap
 from mechinterp.running import weights_of
 from mechinterp.sites import NAMES, Site
 from tests.architectures import shared, tiny
@@ -149,6 +149,33 @@ def test_a_merged_copy_shares_what_the_adapter_leaves_alone(family, tmp_path):
     own = dict(base.named_parameters())
     changed = {n for n, p in merged.named_parameters() if p.data_ptr() != own[n].data_ptr()}
     assert len(changed) == 3 and all("v_proj.weight" in n or "c_fc.weight" in n for n in changed)
+
+
+def test_a_merged_adapter_makes_a_base_that_takes_the_next_one(tmp_path):
+    """Two adapters in a row: the second is trained over the first's merged weights."""
+    base, names = base_of("llama"), ("one", "two")
+    first = trained("llama", tmp_path / "one")
+    once = merge_adapter(base, tmp_path / "one")
+    assert_close(once.forward(TOKENS).logits, logits(first), rtol=1e-4, atol=1e-5)
+    trained("llama", tmp_path / "two", size=0.03)
+    twice = merge_adapter(once, tmp_path / "two")
+    on = with_adapter(once, tmp_path / "two")
+    assert_close(twice.forward(TOKENS).logits, on.forward(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    changed = [p for name, p in once.backend.model.named_parameters() if "q_proj.weight" in name]
+    with torch.no_grad():
+        update = sum(
+            float((a - b).norm())
+            for a, b in zip(
+                (p for n, p in twice.backend.model.named_parameters() if "q_proj.weight" in n),
+                changed,
+                strict=True,
+            )
+        )
+    assert update > 0 and twice.name == "llama+one+two"
+    assert [one["name"] for one in twice.source["merged"]] == [str(tmp_path / name) for name in names]
+    assert len({one.weights_sha256 for one in (base, once, twice)}) == 3
+    assert twice.weights_sha256 == on.weights_sha256, "what they are made of is the same"
+    assert_close(base.forward(TOKENS).logits, logits(shared("llama")), rtol=0, atol=0)
 
 
 def test_a_half_precision_base_runs_the_adapter_in_fp32_as_peft_does(tmp_path):
