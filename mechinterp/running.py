@@ -1,7 +1,8 @@
 """Runs a study in a directory: its cells, resumed where they stopped, then its report.
 
 A study is a module with `Config`, `cells(config)`, `model_specs(config)`, the functions that its cells name,
-`combine(config, results)` and `page(config, result, run)`. Nothing here knows which study it is.
+`combine(config, results)` and `page(config, result, run)`; one whose records have a published schema has
+`publish(config, result, folder)` as well. Nothing here knows which study it is.
 """
 
 import importlib
@@ -22,6 +23,8 @@ from mechinterp.export import FileFormat
 from mechinterp.files import file_sha256, folder_sha256
 from mechinterp.json_io import canonical_sha256
 from mechinterp.runs import Run, Status
+
+PUBLISHED = "published"  # the folder of a run that holds its records in the published schemas
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,17 @@ def run(
             return None
         result = asked.module.combine(asked.config, results)
         result.save(folder / "result")
+        publish(asked, result, folder)
         if report:
             write_report_of(asked, result, opened, formats)
         return result
+
+
+def publish(asked: Asked, result: Any, folder: Path) -> None:
+    """The run's records as others' readers and `mechinterp audit` take them; nothing where none are known."""
+    write = getattr(asked.module, "publish", None)
+    if write is not None:
+        write(asked.config, result, folder / PUBLISHED)
 
 
 def _open(asked: Asked, folder: Path, specs: dict[str, dict[str, Any]], new: bool) -> Run:
@@ -220,7 +231,9 @@ def report(folder: Path, formats: Sequence[FileFormat] = ()) -> Path:
         raise ValueError(
             f"{folder} is not finished, {len(left)} cells are left; run the same command again first"
         )
-    return write_report_of(asked, _concluded(asked, found), found, formats)
+    result = _concluded(asked, found)
+    publish(asked, result, folder)
+    return write_report_of(asked, result, found, formats)
 
 
 def _concluded(asked: Asked, found: Run) -> Any:

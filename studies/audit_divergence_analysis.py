@@ -8,6 +8,7 @@ import numpy as np
 from mechinterp.stats.sources import SourceAssociation, by_source
 from probes.output_divergence import SELECTIONS
 from studies.audit_divergence_records import Records
+from studies.divergence_formats import AnalysisResults
 from studies.predictors import Comparison, Pairs, compare, directed_pairs
 from studies.predictors_asymmetry import Asymmetry, asymmetry
 from studies.predictors_matrices import (
@@ -70,7 +71,7 @@ def analyse(records: Records) -> Analysed:
     rates, every = records.core_rates(), records.wide_rates()
     columns = _columns(records, rates)
     own, wide = columns.values()
-    layer = _layer(list(own), list(wide))
+    layer = _layer(list(own), list(wide), records.analysis)
     pairs = _divergences(records, rates)
     against = [
         _against(pairs, layer, centring, held, centring == own_set(records))
@@ -112,9 +113,16 @@ def _columns(
     return {own_set(records): own, wide_set(records): wide}
 
 
-def _layer(own: Sequence[int], wide: Sequence[int]) -> int | None:
-    """One that both centrings have: the published analyses keep the matrix of one alone."""
+def _layer(own: Sequence[int], wide: Sequence[int], stored: AnalysisResults | None) -> int | None:
+    """One that both centrings have: the published analyses keep the matrix of one alone.
+
+    Of several, the one whose cosine an analysis held against JS, where it held one alone, as ours do.
+    """
     shared = sorted(set(own) & set(wide)) or sorted(own) or sorted(wide)
+    compared = stored and stored.leakage_comparison and list(stored.leakage_comparison.cosine_matched)
+    chosen = int(compared[0].removeprefix("layer_")) if compared and len(compared) == 1 else None
+    if chosen in shared:
+        return chosen
     return shared[-1] if shared else None
 
 

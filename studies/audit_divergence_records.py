@@ -4,7 +4,7 @@ The directory holds `js_divergence` and `single_token_100_persona` as published,
 Every comparison that findings and figures need is made once, here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from studies.marker_records import MarkerEval, read_marker_eval
 
 FOLDERS = ("js_divergence", "single_token_100_persona")
 MATRICES, ANALYSIS, ANSWERS = "divergence_matrices.json", "analysis_results.json", "generations.json"
+SEVERAL = "raw_completions.json"  # what the answers are called where a question has several a persona
 WIDE, RATES, SUMMARY = "cosine_leakage_correlation.json", "{label}/marker_eval.json", "{label}/summary.json"
 COSINES = "cosine_*.json"
 COMMITS = {"c730053", "9ce8a1e"}  # which the metadata of the published matrices and analysis name
@@ -141,14 +142,14 @@ def read_records(directory: Path | str) -> Records:
             f" single_token_100_persona, or with {MATRICES} or {ANALYSIS} in it"
         )
     rates, summaries = (_by_source(found, name, read) for name, read in _PER_SOURCE.items())
-    cosine = next((path for name, path in found.items() if _is_cosine(name)), None)
+    answers = _single(found, ANSWERS, read_generations) or _single(found, SEVERAL, read_generations)
     records = Records(
         digests={name: file_sha256(path) for name, path in sorted(found.items())},
         missing=(),
         matrices=_single(found, MATRICES, read_divergence_matrices),
         analysis=_single(found, ANALYSIS, read_analysis),
-        cosines=None if cosine is None else read_cosines(cosine),
-        answers=_single(found, ANSWERS, read_generations),
+        cosines=_cosines([path for name, path in found.items() if _is_cosine(name)]),
+        answers=answers,
         wide=_single(found, WIDE, read_cosine_leakage) or {},
         rates=rates,
         summaries=summaries,
@@ -165,7 +166,7 @@ def _present(root: Path) -> dict[str, Path]:
     """Files by the name that they have below either folder."""
     found: dict[str, Path] = {}
     for folder in (*(root / name for name in FOLDERS), root):
-        names = [MATRICES, ANALYSIS, ANSWERS, WIDE]
+        names = [MATRICES, ANALYSIS, ANSWERS, SEVERAL, WIDE]
         paths = [folder / name for name in names if (folder / name).is_file()]
         paths += sorted(path for path in folder.glob(COSINES) if path.name != WIDE)
         paths += sorted(path for name in _PER_SOURCE for path in folder.glob(f"*/{name}"))
@@ -176,6 +177,14 @@ def _present(root: Path) -> dict[str, Path]:
 
 def _is_cosine(name: str) -> bool:
     return name.startswith("cosine_") and name != WIDE
+
+
+def _cosines(paths: Sequence[Path]) -> Cosines | None:
+    """The layers of all files over the personas of the first; the published wide set has files of its own."""
+    held = [read_cosines(path) for path in paths]
+    alike = [each for each in held if each.personas == held[0].personas]
+    layers = {n: matrix for each in reversed(alike) for n, matrix in each.matrices.items()}
+    return Cosines(held[0].personas, dict(sorted(layers.items()))) if held else None
 
 
 def _by_source(found: Mapping[str, Path], name: str, read: Any) -> dict[str, Any]:
@@ -221,5 +230,6 @@ def _is_published(records: Records) -> bool:
 def _missing(records: Records) -> tuple[str, ...]:
     due = [MATRICES, ANALYSIS, ANSWERS, WIDE]
     due += [kind.format(label=source) for source in records.sources for kind in (RATES, SUMMARY)]
-    absent = [name for name in due if name not in records.digests]
+    there = {*records.digests, *((ANSWERS,) if SEVERAL in records.digests else ())}
+    absent = [name for name in due if name not in there]
     return (*absent, *([] if records.cosines else [COSINES]))

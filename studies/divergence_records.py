@@ -230,6 +230,13 @@ def write_cosines(path: Path | str, found: Cosines) -> None:
     write_json(Path(path), {**matrices, "persona_names": list(found.personas)})
 
 
+def write_cosine_layers(folder: Path | str, found: Cosines) -> None:
+    """Each layer in a `cosine_matrix_layer{L}.json` of its own, {"persona_names", "matrix"}."""
+    for layer, matrix in found.matrices.items():
+        held = {"persona_names": list(found.personas), "matrix": matrix}
+        write_json(Path(folder) / f"cosine_matrix_layer{layer}.json", held)
+
+
 @dataclass(frozen=True, eq=False)
 class _Layer:
     persona_names: tuple[str, ...]

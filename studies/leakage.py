@@ -16,11 +16,12 @@ from studies.finetune_config import Evaluation
 from studies.finetune_evaluation import measure
 from studies.leakage_config import Config
 from studies.leakage_page import page
+from studies.leakage_publish import publish
 from studies.leakage_result import Leakage, Leaked, Record, merged
 from studies.targets import targets
 from studies.trained import BASE, asked, model_name, specs, trained
 
-__all__ = ["Config", "cells", "combine", "model_specs", "page", "recorded", "sampled"]
+__all__ = ["Config", "cells", "combine", "model_specs", "page", "publish", "recorded", "sampled"]
 
 
 def cells(config: Config) -> list[Cell]:

@@ -15,6 +15,7 @@ from studies.leakage import concluded, recorded, sampled
 from studies.output_divergence_cells import Responses, centre, diverge, respond
 from studies.output_divergence_config import Config
 from studies.output_divergence_page import page
+from studies.output_divergence_publish import publish
 from studies.output_divergence_result import OutputStudy, conclude
 from studies.trained import BASE, specs
 
@@ -26,6 +27,7 @@ __all__ = [
     "diverge",
     "model_specs",
     "page",
+    "publish",
     "recorded",
     "respond",
     "sampled",
@@ -52,6 +54,7 @@ def model_specs(config: Config) -> dict[str, dict[str, Any]]:
 def combine(config: Config, results: Mapping[str, Any]) -> OutputStudy:
     """One divergence over all questions and seeds, one leakage over all sources, held together."""
     found = [results[cell.key] for cell in cells(config)]
+    answers = [one for one in found if isinstance(one, Responses)]
     divergence = joined([one for one in found if isinstance(one, OutputDivergence)])
     leaked = [results[cell.key] for cell in leakage.cells(config)]
     return conclude(
@@ -61,8 +64,19 @@ def combine(config: Config, results: Mapping[str, Any]) -> OutputStudy:
         results["centroids"],
         n_nearest=config.n_nearest,
         seed=config.seed,
-        texts=_texts(divergence, [one for one in found if isinstance(one, Responses)]),
+        texts=_texts(divergence, answers),
+        answers=_answers(answers),
     )
+
+
+def _answers(parts: list[Responses]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """{persona: {question: texts}}, draw by draw and seed by seed."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for part in parts:
+        for one, text in zip(part.responses, part.texts, strict=True):
+            mine = found.setdefault(one.writer, {})
+            mine[one.question] = (*mine.get(one.question, ()), text)
+    return found
 
 
 def _texts(divergence: OutputDivergence, answers: list[Responses]) -> tuple[dict[str, Any], ...]:

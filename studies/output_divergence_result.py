@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class OutputStudy(Result):
     """Divergence and centred cosine as predictors of leakage, over the same directed pairs.
 
     `layer` is the layer whose cosine stands against JS; it was set before, not chosen by its result.
+    `answers` are all texts, {persona: {question: (text, ...)}}; `texts` those that the page shows.
     `cosines` holds [layer persona persona] under each centring set, `by_layer` each layer's association with
     leakage.
     """
@@ -62,6 +63,7 @@ class OutputStudy(Result):
     per_question: PerQuestion
     specificity: Specificity
     texts: tuple[dict[str, Any], ...]
+    answers: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -96,6 +98,7 @@ def conclude(
     n_nearest: int,
     seed: int,
     texts: tuple[dict[str, Any], ...],
+    answers: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
 ) -> OutputStudy:
     """All analyses of methods 5.5 and 6 from one run's matrices and records."""
     names, js = divergence.personas, divergence.matrix().numpy()
@@ -160,6 +163,7 @@ def conclude(
             n_nearest=n_nearest,
         ),
         texts=texts,
+        answers=answers or {},
     )
 
 

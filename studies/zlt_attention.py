@@ -13,6 +13,7 @@ from mechinterp.results import Result
 from studies.trained import BASE, model_name, specs
 from studies.zlt_attention_cells import check, draw, examples_of, generate, readout, taken
 from studies.zlt_attention_config import Config, blocks, replicates
+from studies.zlt_attention_export import publish
 from studies.zlt_attention_page import page
 from studies.zlt_attention_result import ROWS, Reading, ZltAttention
 
@@ -25,6 +26,7 @@ __all__ = [
     "generate",
     "model_specs",
     "page",
+    "publish",
     "readout",
     "taken",
 ]

@@ -28,6 +28,7 @@ from studies.attention_records import write_positives
 from studies.attention_summary import AttentionSummary, DiffOfDiffs, write_attention_summary
 from studies.gates import SHORTEST
 from studies.gates_controls import SAFETY_RATIO, runs_of_three, signal_to_noise
+from studies.zlt_attention_config import Config
 from studies.zlt_attention_gates import RAIL
 from studies.zlt_attention_result import READERS, Reader, Reading, ZltAttention, controls_of
 from studies.zlt_attention_summary import condition
@@ -46,14 +47,9 @@ def export(result: ZltAttention, folder: Path | str) -> Path:
     A text set is labelled by its persona, further runs and seeds by these too; `base_` stands before the base
     model's reading of it. Raises ValueError where the run read another region than the system prompt.
     """
-    if result.region != "system":
-        raise ValueError(
-            f"the published files are of the system prompt, and this run read {result.region!r}; run the"
-            " study with region='system' to export it"
-        )
-    void = [label(result, reading) for reading in result.readings if not kept(reading, result.row).any()]
-    if void:
-        raise ValueError(f"no example of {', '.join(void)} has rows of C1, so there is no contrast to export")
+    reason = refusal(result)
+    if reason is not None:
+        raise ValueError(reason)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     conditions = {}
@@ -77,6 +73,25 @@ def export(result: ZltAttention, folder: Path | str) -> Path:
     if result.preflight is not None:
         write_json(folder / "preflight.json", result.preflight.to_json())
     return folder
+
+
+def refusal(result: ZltAttention) -> str | None:
+    """Why a run has no published form; None where it has one."""
+    if result.region != "system":
+        return (
+            f"the published files are of the system prompt, and this run read {result.region!r}; run the"
+            " study with region='system' to export it"
+        )
+    void = [label(result, reading) for reading in result.readings if not kept(reading, result.row).any()]
+    if void:
+        return f"no example of {', '.join(void)} has rows of C1, so there is no contrast to export"
+    return None
+
+
+def publish(config: Config, result: ZltAttention, folder: Path) -> None:
+    """`export`, for every run that has a published form."""
+    if refusal(result) is None:
+        export(result, folder)
 
 
 def midrun_gate(found: Deltas, about: dict[str, Any]) -> MidrunGate:
