@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -19,8 +19,9 @@ Aggregate = Literal["mean", "rmse", "p95", "max"]
 # Elements of one fp32 block: 16 MiB, some 25 positions of a vocabulary of 150 000.
 BLOCK = 2**22
 # Elements of one fp32 block of several distributions: what stays in a cache while every pair reads it.
-PAIRS_BLOCK = 2**19
+PAIRS_BLOCK = 3 * 2**18
 SUMMED = 512  # numbers that are summed in fp32 before their sums are in fp64
+LN2 = math.log(2)
 LEAST = torch.finfo(torch.float32).tiny
 # Inside the root, so that its slope at k = 0 is finite (methods 11).
 EPSILON = 1e-8
@@ -62,51 +63,146 @@ class Pairwise:
 def pairwise(logits: Float[Tensor, "k position d_vocab"]) -> Pairwise:
     """Every pair of k distributions at each position: JS and both directions of KL, in nats (methods 5.3).
 
-    Exact to fp32 rounding of the log-probabilities, sums in fp64; extra memory does not grow with positions.
+    Exact to fp32 rounding of the probabilities, sums in fp64; extra memory does not grow with positions.
     KL is infinite where one excludes what the other allows.
     """
     if logits.ndim != 3:
         raise ValueError(f"logits must be [k, position, d_vocab], not of shape {tuple(logits.shape)}")
     k, n, d_vocab = logits.shape
-    step = max(1, (PAIRS_BLOCK if logits.device.type == "cpu" else BLOCK) // max(1, k * d_vocab))
-    blocks = [_pairs(block.float().log_softmax(-1)) for block in logits.split(step, dim=1)] if n else []
-    empty = logits.new_zeros(0, k, k, dtype=torch.float)
-    return Pairwise(*(torch.cat([empty, *(block[i] for block in blocks)]) for i in range(2)))
+    if logits.numel() == 0:
+        return Pairwise(*(logits.new_zeros(n, k, k, dtype=torch.float) for _ in range(2)))
+    held = PAIRS_BLOCK if logits.device.type == "cpu" else BLOCK
+    step = min(n, max(1, held // (k * d_vocab)))
+    room = _room(k, step, d_vocab, held, logits.device)
+    blocks = [_pairs(block.float(), room) for block in logits.split(step, dim=1)]
+    return Pairwise(*(torch.cat([block[i] for block in blocks]) for i in range(2)))
 
 
-def _pairs(log_p: Float[Tensor, "k position d_vocab"]) -> tuple[Tensor, Tensor]:
-    """JS by [position k k], each pair once, and KL through cross-entropies in fp64."""
-    p = log_p.exp()
-    half = p / 2
-    negentropy = _sum(log_p.clamp_min(math.log(LEAST)).mul_(p))  # where p is 0, 0
-    js = log_p.new_zeros(*log_p.shape[1::-1], len(log_p))  # [position k k]
-    mixed, scratch = torch.empty_like(p[1:]), torch.empty_like(p[1:])
-    for a in range(len(p) - 1):
-        m, log_m = mixed[: len(p) - a - 1], scratch[: len(p) - a - 1]
-        torch.add(half[a + 1 :], half[a], out=m)
-        torch.log(torch.clamp_min(m, LEAST, out=log_m), out=log_m)
-        value = (negentropy[a] + negentropy[a + 1 :]) / 2 - _sum(log_m.mul_(m))
-        value = rearrange(value.clamp_min(0), "other position -> position other").float()
-        js[:, a, a + 1 :] = js[:, a + 1 :, a] = value
-    if bool(torch.isneginf(log_p.amin())):
-        kl = torch.stack([torch.stack([kl_from_log(a, b) for b in log_p], -1) for a in log_p], 1)
-    else:
-        cross = einsum(p.double(), log_p.double(), "a position v, b position v -> position a b")
-        total = rearrange(_sum(p), "a position -> position a")  # 1 but for what rounding left in log_p
-        kl = rearrange(negentropy, "a position -> position a 1") - cross
-        kl = kl / total[..., None] - total.log()[..., None] + total.log()[:, None]
-    return js, _zero_diagonal(kl.clamp_min(0).float())
+@dataclass(frozen=True, eq=False)
+class _Room:
+    """Buffers that all blocks share, for to ask for new memory takes as long as to add it up.
+
+    Their last axis is whole short sums; what is behind the vocabulary adds nothing.
+    """
+
+    x: Float[Tensor, "k position v"]
+    exps: Float[Tensor, "k position v"]
+    ring: Float[Tensor, "ring position columns"]
+    parts: Float[Tensor, "2 k position columns"]
+    columns: int
+
+    def of(self, n: int) -> "_Room":
+        """The same for the first positions."""
+        room = (self.x[:, :n], self.exps[:, :n], self.ring[:, :n], self.parts[:, :, :n])
+        return _Room(*room, self.columns)
 
 
-def _sum(x: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
+def _room(k: int, step: int, d_vocab: int, held: int, device: torch.device) -> _Room:
+    sums = -(-d_vocab // SUMMED)
+    parts = -(-sums * SUMMED * k * step // held)
+    columns = -(-sums // parts) * SUMMED  # of about one size: a small last part takes as many calls
+    x, exps = torch.zeros(2, k, step, sums * SUMMED, device=device)
+    ring = torch.empty(k + k // 2, step, columns, device=device)
+    return _Room(x, exps, ring, torch.empty(2, k, step, columns, device=device), columns)
+
+
+def _pairs(logits: Float[Tensor, "k position d_vocab"], room: _Room) -> tuple[Tensor, Tensor]:
+    """JS and KL by [position k k].
+
+    With p = scale * 2^x, sum_v p ln p is scale * (ln 2 sum_v 2^x x + ln(scale) sum_v 2^x): no log-probability
+    is rounded, and what rounding leaves of 1 - sum_v p is the same in every term.
+    """
+    k, n, d_vocab = logits.shape
+    room = room.of(n)
+    x = torch.sub(logits, logits.amax(-1, keepdim=True), out=room.x[..., :d_vocab]).mul_(1 / LN2)
+    torch.exp2(x, out=room.exps[..., :d_vocab])  # half as dear as exp
+    total = _sum(room.exps)  # [k position]
+    half = (0.5 / total).float()
+    entries, mixtures = torch.zeros_like(total), total.new_zeros(k // 2, k, n)
+    cross = total.new_zeros(n, k, k)
+    split = (whole.split(room.columns, -1) for whole in (room.x, room.exps))
+    for x_part, e_part in zip(*split, strict=True):
+        ring, first, second = (each[..., : x_part.shape[-1]] for each in (room.ring, *room.parts))
+        entries += _sum(torch.mul(x_part, e_part, out=first))
+        # never 0, whose log is -inf: the least number adds less than a sum holds
+        torch.mul(e_part, half[..., None], out=ring[:k]).clamp_min_(LEAST)
+        ring[k:] = ring[: k // 2]
+        cross += _products(ring[:k], torch.sub(x_part, x_part[:1], out=first))
+        _add_mixtures(mixtures, ring, first, second)
+    if excluded := not bool(cross.isfinite().all()):
+        entries = _sum(x.masked_fill(x.isneginf(), 0) * room.exps[..., :d_vocab])
+    scale = 2 * half.double()
+    js = _by_pair(mixtures, scale * (LN2 * entries + scale.log() * total))
+    if excluded:
+        log_p = x * LN2 - total.log().float()[..., None]
+        return js, torch.stack([torch.stack([kl_from_log(a, b) for b in log_p], -1) for a in log_p], 1)
+    return js, _by_direction(2 * LN2 * cross, (scale * total).T, total.log().T)
+
+
+def _add_mixtures(
+    sums: Float[Tensor, "shift k position"],
+    ring: Float[Tensor, "ring position v"],
+    first: Float[Tensor, "k position v"],
+    second: Float[Tensor, "k position v"],
+) -> None:
+    """Adds sum_v m ln m of each pair (i, i + 1 + shift), counted around the ring, to its place.
+
+    `ring` holds half-probabilities of all, and once more of the first half: the partners are a slice of it.
+    """
+    k = sums.shape[1]
+    short = first.new_zeros(*sums.shape, first.shape[-1] // SUMMED)
+    for shift in range(1, k // 2 + 1):
+        rows = _around(k, shift)
+        m, log_m = first[:rows], second[:rows]
+        torch.log(torch.add(ring[:rows], ring[shift : shift + rows], out=m), out=log_m)
+        torch.sum(log_m.mul_(m).unflatten(-1, (-1, SUMMED)), -1, out=short[shift - 1, :rows])
+    sums += short.sum(-1, dtype=torch.float64)
+
+
+def _around(k: int, shift: int) -> int:
+    """How many pairs (i, i + shift) there are around a ring of k: half as many where both ways meet."""
+    return k // 2 if 2 * shift == k else k
+
+
+def _by_pair(
+    mixtures: Float[Tensor, "shift k position"], negentropy: Float[Tensor, "k position"]
+) -> Float[Tensor, "position k k"]:
+    """JS of both orders: (sum p ln p + sum q ln q) / 2 - sum m ln m."""
+    k, n = negentropy.shape
+    js = negentropy.new_zeros(n, k, k)
+    for shift in range(1, k // 2 + 1):
+        first = torch.arange(_around(k, shift), device=js.device)
+        second = (first + shift) % k
+        value = (negentropy[first] + negentropy[second]) / 2 - mixtures[shift - 1, : len(first)]
+        js[:, first, second] = js[:, second, first] = value.T
+    return js.clamp_min(0).float()
+
+
+def _by_direction(
+    cross: Float[Tensor, "position k k"],
+    mass: Float[Tensor, "position k"],
+    log_total: Float[Tensor, "position k"],
+) -> Float[Tensor, "position k k"]:
+    """KL(a || b) = sum p_a (x_a - x_b) - ln total_a + ln total_b, from cross[a, b] = sum p_a x_b."""
+    own = cross.diagonal(dim1=1, dim2=2)
+    kl = (own[..., None] - cross) / mass[..., None] - log_total[..., None] + log_total[:, None]
+    return kl.clamp_min(0).float()
+
+
+def _products(
+    p: Float[Tensor, "a position v"], x: Float[Tensor, "b position v"]
+) -> Float[Tensor, "position a b"]:
+    """sum_v p x: short sums in fp32 as batched matrix products, and their sum in fp64."""
+    left = rearrange(p, "a position (part v) -> position part a v", v=SUMMED)
+    right = rearrange(x, "b position (part v) -> position part v b", v=SUMMED)
+    return (left @ right).sum(1, dtype=torch.float64)
+
+
+def _sum(x: Float[Tensor, "*row v"]) -> Float[Tensor, "*row"]:
     """Short sums in fp32 and their sum in fp64: as exact as fp64 throughout, at a twentieth of its cost."""
     whole = x.shape[-1] // SUMMED * SUMMED
-    short = x[..., :whole].unflatten(-1, (-1, SUMMED)).sum(-1)
-    return short.sum(-1, dtype=torch.float64) + x[..., whole:].sum(-1)
-
-
-def _zero_diagonal(x: Float[Tensor, "position k k"]) -> Float[Tensor, "position k k"]:
-    return x.masked_fill(torch.eye(x.shape[-1], dtype=torch.bool, device=x.device), 0)
+    short = x[..., :whole].unflatten(-1, (-1, SUMMED)).sum(-1).sum(-1, dtype=torch.float64)
+    return short if whole == x.shape[-1] else short + x[..., whole:].sum(-1)
 
 
 def kl_from_log(

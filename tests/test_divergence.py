@@ -185,12 +185,16 @@ def near(k: int, n: int, d_vocab: int) -> torch.Tensor:
     return logits(1, n, d_vocab, seed=7) + logits(k, n, d_vocab, seed=8, scale=0.3)
 
 
-@pytest.mark.parametrize("d_vocab", [50, 1300])
-def test_every_pair_at_once_is_each_pair_in_fp64(d_vocab):
-    given = near(5, 9, d_vocab)
+@pytest.mark.parametrize(
+    ("k", "d_vocab", "held"), [(5, 50, 2**19), (5, 1300, 2**19), (4, 1300, 2**13), (2, 512, 1)]
+)
+def test_every_pair_at_once_is_each_pair_in_fp64(k, d_vocab, held, monkeypatch):
+    """Odd and even numbers of distributions, vocabularies in one part and in several."""
+    monkeypatch.setattr(dv, "PAIRS_BLOCK", held)
+    given = near(k, 9, d_vocab) + 50 * torch.arange(k)[:, None, None]  # an offset is nothing to a softmax
     found, exact = dv.pairwise(given), given.double().softmax(-1).numpy()
-    for a in range(5):
-        for b in range(5):
+    for a in range(k):
+        for b in range(k):
             js = jensenshannon(exact[a], exact[b], axis=-1) ** 2
             assert np.allclose(found.js[:, a, b], js, atol=1e-6)
             assert np.allclose(found.kl[:, a, b], rel_entr(exact[a], exact[b]).sum(-1), atol=1e-6)
@@ -204,7 +208,37 @@ def test_pairs_keep_their_direction_and_what_one_excludes_is_infinite_one_way():
     found = dv.pairwise(given)
     assert found.kl[:, 0, 1].isposinf().all() and found.kl[:, 1, 0].isfinite().all()
     assert_close(found.kl[:, 1, 0], dv.kl(given[1], given[0]), atol=1e-6, rtol=1e-5)
-    assert_close(found.js[:, 1, 0], dv.js(given[1], given[0]), atol=1e-6, rtol=1e-5)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert_close(found.js[:, b, a], dv.js(given[b], given[a]), atol=1e-6, rtol=1e-5)
+    assert (found.kl.diagonal(dim1=1, dim2=2) == 0).all()
+
+
+def test_distributions_far_apart_and_alike_keep_their_bounds():
+    """Probabilities that fp32 rounds to 0 cost what their logits say; equal ones are at no distance."""
+    given = torch.zeros(4, 1, 700)
+    given[0, 0, 0] = given[1, 0, 1] = 300.0
+    given[3] = given[2] = logits(1, 700)
+    found = dv.pairwise(given)
+    assert float(found.js[0, 0, 1]) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(found.kl[0, 0, 1]) == pytest.approx(300) and (found.kl >= 0).all() and (found.js >= 0).all()
+    assert float(found.js[0, 2, 3]) < 3e-7 and float(found.kl[0, 2, 3]) < 3e-7
+
+
+def test_one_distribution_has_no_pair():
+    alone = dv.pairwise(logits(1, 3, 40))
+    assert alone.js.shape == (3, 1, 1) and (alone.js == 0).all() and (alone.kl == 0).all()
+
+
+def test_memory_of_pairs_does_not_grow_with_positions_and_nothing_given_is_changed():
+    given = near(4, 40, 1000)
+    before = given.clone()
+    sizes = []
+    for n in (20, 40):
+        with Largest({given.untyped_storage().data_ptr()}) as largest, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dv, "PAIRS_BLOCK", 8000)
+            dv.pairwise(given[:, :n])
+        sizes.append(largest.numel)
+    assert sizes[0] == sizes[1] <= 2 * 8192 and torch.equal(given, before)
 
 
 def test_blocks_of_positions_change_nothing(monkeypatch):
