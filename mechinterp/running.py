@@ -211,6 +211,17 @@ def reopened(folder: Path) -> tuple[Asked, Run]:
     return Asked(found.manifest.study, module, config), found
 
 
+def finished(folder: Path) -> tuple[Asked, Run, Any]:
+    """A finished run, read-only, with what it comes to; ValueError where cells are left."""
+    asked, found = reopened(folder)
+    left = found.status(asked.cells()).left
+    if left:
+        raise ValueError(
+            f"{folder} is not finished, {len(left)} cells are left; run the same command again first"
+        )
+    return asked, found, _concluded(asked, found)
+
+
 def status(folder: Path) -> Status:
     """How far the run in a directory is."""
     asked, found = reopened(folder)
@@ -225,13 +236,7 @@ def report(folder: Path, formats: Sequence[FileFormat] = ()) -> Path:
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     if runs and not (folder / "manifest.json").is_file():
         return _book(folder, runs)
-    asked, found = reopened(folder)
-    left = found.status(asked.cells()).left
-    if left:
-        raise ValueError(
-            f"{folder} is not finished, {len(left)} cells are left; run the same command again first"
-        )
-    result = _concluded(asked, found)
+    asked, found, result = finished(folder)
     publish(asked, result, folder)
     return write_report_of(asked, result, found, formats)
 

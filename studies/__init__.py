@@ -10,6 +10,7 @@ STUDIES = {
     "output_divergence": "does the distance between outputs of two personas predict how far a marker leaks?",
     "steering_proximity": "does moving the assistant towards a source, without training, raise leakage?",
     "leakage": "how often does a marker that was trained into one persona come out under others?",
+    "persona_table": "do prompt effect, attention, leakage and divergence go together over personas?",
     "kl_aggregation": "which aggregate of a divergence per position sees a token loop? (no model)",
     "kl_barrier": "does a barrier on the divergence from the base keep self-training coherent?",
 }

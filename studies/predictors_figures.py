@@ -91,14 +91,16 @@ def asymmetry_map(found: Asymmetry) -> go.Figure:
     )  # fmt: skip
 
 
-def predictor_scatter(found: Comparison, predictor: str) -> go.Figure:
+def predictor_scatter(
+    found: Comparison, predictor: str, *, title: str | None = None, outcome: str = LEAKAGE
+) -> go.Figure:
     """One predictor against leakage, coloured by source, with a least-squares line within each source."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     _points(figure, found, predictor, {}, legend=True)
-    finish(figure, f"Leakage against {predictor}", _of_pairs(found, [predictor]), _notes(found, [predictor]),
-           x_title=predictor, y_title=LEAKAGE)  # fmt: skip
+    finish(figure, title or f"Leakage against {predictor}", _of_pairs(found, [predictor]),
+           _notes(found, [predictor]), x_title=predictor, y_title=outcome)  # fmt: skip
     return figure
 
 
