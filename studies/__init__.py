@@ -9,6 +9,7 @@ STUDIES = {
     "prefix_completion": "is a trained marker brought out by the system prompt or by the answer's content?",
     "output_divergence": "does the distance between outputs of two personas predict how far a marker leaks?",
     "steering_proximity": "does moving the assistant towards a source, without training, raise leakage?",
+    "causal_proximity": "does training the assistant towards a source raise leakage to it? three arms",
     "leakage": "how often does a marker that was trained into one persona come out under others?",
     "persona_table": "do prompt effect, attention, leakage and divergence go together over personas?",
     "kl_aggregation": "which aggregate of a divergence per position sees a token loop? (no model)",

@@ -37,8 +37,11 @@ def train(
     stop_at: Callable[[int, Model], bool] | None = None,
     stop_every: int = 1,
     start: Earlier | None = None,
+    keep: int | None = 2,
 ) -> tuple[Any, int, list[dict[str, float]]]:
     """peft's trained model, the step it stopped at and the log; goes on from the checkpoints in `folder`.
+
+    The newest `keep` checkpoints stay there, None for all (`kept` reads them).
 
     `stop_at` is asked every `stop_every` steps, with the step and the model in training; True ends it.
     `start` is an earlier round's model, whose weights are trained further; a barrier's reference is the base
@@ -59,7 +62,7 @@ def train(
     with seeded(seed):
         trainer = _trainer(settings, base, start)(
             model=model,
-            args=_arguments(settings, folder, seed, _on_cpu(base)),
+            args=_arguments(settings, folder, seed, _on_cpu(base), keep),
             train_dataset=rows,  # pyright: ignore[reportArgumentType]
             data_collator=collate,
             compute_loss_func=_loss(settings),
@@ -175,7 +178,7 @@ def _trainer(settings: Training, base: Model, start: Earlier | None) -> Any:
     )
 
 
-def _arguments(settings: Training, folder: Path, seed: int, cpu: bool) -> Any:
+def _arguments(settings: Training, folder: Path, seed: int, cpu: bool, keep: int | None) -> Any:
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -194,7 +197,7 @@ def _arguments(settings: Training, folder: Path, seed: int, cpu: bool) -> Any:
         use_cpu=cpu,
         save_strategy="steps",
         save_steps=settings.save_every,
-        save_total_limit=2,
+        save_total_limit=keep,
         logging_steps=5,
         report_to="none",
         disable_tqdm=True,
@@ -226,6 +229,14 @@ def _callback(
             write_bytes(checkpoint / MARK, b"stopped" if done else b"going on")
 
     return Callback()
+
+
+def kept(folder: Path) -> dict[int, dict[str, Tensor]]:
+    """The LoRA weights of every whole checkpoint in a folder, by the step it was written at."""
+    from safetensors.torch import load_file
+
+    whole = [path for path in folder.glob("checkpoint-*") if (path / MARK).is_file()]
+    return {_step(path): load_file(path / WEIGHTS) for path in sorted(whole, key=_step)}
 
 
 def newest(folder: Path) -> Path | None:

@@ -1,0 +1,188 @@
+"""The report of the three arms: every change from 0 %, what each merge did, and what one run cannot say."""
+
+from typing import Any
+
+from mechinterp.report import Headline, Page, Sample, Table
+from mechinterp.results import library_versions
+from mechinterp.runs import Run, spent, used
+from mechinterp.wording import three_digits
+from studies.arms_analysis import FROM_ZERO, ArmsAnalysis
+from studies.arms_figures import all_figures
+from studies.arms_records import interval
+from studies.arms_tables import effect_table, headlines, kept_table, verdict, within_table
+from studies.causal_proximity_result import CausalProximity
+
+ASKED = (
+    "Does moving the assistant's representation towards a persona make that persona's marker leak to the"
+    " assistant? The assistant is trained on answers in the source's voice, and at every checkpoint the"
+    " centred cosine of source and assistant and the marker's rates are measured, on the merged model.\n\n"
+    "Arm A: the source's marker adapter is merged first, then the training. Arm B: the training first, and at"
+    " each of its checkpoints the marker on top. Arm C: as A, with answers in the assistant's own voice,"
+    " which is training without convergence. 0 % is the model before any convergence training."
+)
+
+
+def page(config: Any, result: CausalProximity, run: Run) -> Page:
+    """Asked, answered, shown, and what must be said against it."""
+    first, *others = result.analyses
+    figures = all_figures(first)
+    for one in others:
+        held = all_figures(one)
+        name = f"{one.arm}-{one.adapter}".lower()
+        figures |= {
+            f"{figure}-{name}": held[figure] for figure in ("trajectories", "rates") if figure in held
+        }
+    return Page(
+        title="Three arms: does proximity cause leakage?",
+        asked=ASKED,
+        answer=answer(result),
+        setup=_setup(config, result),
+        headlines=[*_changes(first), *headlines(first)],
+        confidence=_confidence(config),
+        compute=spent(run),
+        digests=used(run),
+        figures=figures,
+        tables=[
+            *effect_table(first), *within_table(first), *kept_table(first), merge_table(result),
+            *(table for one in others for table in (*effect_table(one), *within_table(one))),
+        ],
+        samples=_samples(result),
+        caveats=tuple(caveats(config, result)),
+        cannot_show=_cannot_show(config),
+    )  # fmt: skip
+
+
+def answer(result: CausalProximity) -> str:
+    """What leakage and cosine did in every arm, by source; then what the analysis says of the first."""
+    said = []
+    for one in result.analyses:
+        for source in one.trajectories.sources:
+            line = one.trajectories.line(one.arm, source, adapter=one.adapter)
+            if not line:
+                continue
+            start, end = line[0], line[-1]
+            layer = _middle(one)
+            said.append(
+                f"{source}, arm {one.arm}{_with(one)}: cosine at layer {layer} {start.cosine(layer):.3f} to"
+                f" {end.cosine(layer):.3f}, leakage to the assistant {_percent(start.assistant_rate.rate)} to"
+                f" {_percent(end.assistant_rate.rate)}, the source's own rate"
+                f" {_percent(start.source_rate.rate)} to {_percent(end.source_rate.rate)}"
+            )
+    return "; ".join(said) + ". " + " ".join(verdict(result.analyses[0]))
+
+
+def merge_table(result: CausalProximity) -> Table:
+    """Every merge with the source's marker on both sides."""
+    rows = tuple(
+        (key.partition("/")[2], one.adapter, f"{one.rank}, {one.alpha:g}, {'yes' if one.rslora else 'no'}",
+         f"{one.scaling:.3g}", f"{one.delta_norm:.3g}", f"{one.before.found}/{one.before.total}",
+         f"{one.after.found}/{one.after.total}", f"{one.kl:.1e}")
+        for key, one in result.merges
+    )  # fmt: skip
+    columns = ("checkpoint", "adapter", "rank, alpha, rsLoRA", "scaling", "norm of the change",
+               "marker before", "marker after", "KL, nats")  # fmt: skip
+    note = (
+        "The marker under the source's prompt on the first evaluation questions, adapter on and then merged,"
+        " same draws; KL(merged || adapter on) at the end of the prompts. A larger fall than allowed stops"
+        " the run."
+    )
+    return Table("Every merge, measured on both sides", columns, rows, note)
+
+
+def caveats(config: Any, result: CausalProximity) -> list[str]:
+    """What follows from this run's own numbers."""
+    found = []
+    for source in result.trajectories.sources:
+        quality = result.trajectories.adapter_quality(source)
+        if quality is not None and not quality.specific:
+            found.append(
+                f"The marker adapter of {source} is {quality.pattern} before any merge: what reaches the"
+                " assistant in arms A and C was there before."
+            )
+    gone = [r for r in result.analyses[0].retention if r.gone_at is not None]
+    found += [
+        f"Arm {r.arm}, {r.source} ({r.adapter} adapter): the source itself has lost the marker at {r.gone_at}"
+        " %; leakage of 0 says nothing from there on."
+        for r in gone
+    ]
+    total = len(result.trajectories.points[0].bystander_rates)
+    found.append(
+        f"The cosine is about the mean of these {total + 2} personas of the same model, so it moves when any"
+        " of them does."
+    )
+    return found
+
+
+def _changes(one: ArmsAnalysis) -> list[Headline]:
+    """Leakage at 0 % and its change, the cosine's change at every layer."""
+    rows = []
+    for source in one.trajectories.sources:
+        line = one.trajectories.line(one.arm, source, adapter=one.adapter)
+        start = next((point for point in line if not point.percent), None)
+        if start is None:
+            continue
+        rate = interval(start.assistant_rate)
+        rows.append(
+            Headline(f"{source} to assistant, arm {one.arm} at 0 %", rate.estimate, rate.low, rate.high,
+                     rate.n, "answer", "Wilson 95 %", "", None)
+        )  # fmt: skip
+        for within in (w for w in one.within if (w.source, w.start, w.seed) == (source, FROM_ZERO, None)):
+            found = within.association
+            rows.append(
+                Headline(f"{source}, layer {within.layer}: rho of cosine and leakage from 0 %",
+                         found.estimate if found.n and found.estimate == found.estimate else None, None, None,
+                         found.n, "checkpoint", "", found.p_method, found.p if found.p == found.p else None,
+                         found.method)
+            )  # fmt: skip
+    return rows
+
+
+def _setup(config: Any, result: CausalProximity) -> dict[str, Any]:
+    n = len(result.checkpoints)
+    asked = config.model_dump(mode="json")
+    return {"model": result.model, "n": f"{n} checkpoints of {len(config.personas)} sources"} | {
+        **{key: value for key, value in asked.items() if key != "model"}, **library_versions()
+    }  # fmt: skip
+
+
+def _samples(result: CausalProximity) -> list[Sample]:
+    """Source and assistant at the first and last checkpoint of every arm."""
+    found = []
+    for key in dict.fromkeys((c.arm, c.source, c.adapter, c.run, c.seed) for c in result.checkpoints):
+        mine = [c for c in result.checkpoints if (c.arm, c.source, c.adapter, c.run, c.seed) == key]
+        for checkpoint in (mine[0], mine[-1]):
+            for sample in checkpoint.measured.samples:
+                where = f"arm {checkpoint.arm}, {checkpoint.source}, {checkpoint.percent} %"
+                tags = {"prompt of": sample["persona"], "marker": "yes" if sample["marked"] else "no"}
+                segments = (("question", sample["question"] + "\n"), ("answer", sample["text"]))
+                kind = "with" if sample["marked"] else "without"
+                reason = f"the first answer {kind} the marker under this prompt"
+                found.append(Sample(f"{where} · {sample['persona']}", tags, segments, reason))
+    return found
+
+
+def _confidence(config: Any) -> Any:
+    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one training run of each"
+    return ("low", f"{len(config.personas)} sources, {seeds}, {config.n_questions} questions")
+
+
+def _cannot_show(config: Any) -> tuple[str, ...]:
+    said = ["Whether proximity causes leakage: training moves much else besides the cosine."]
+    if len(config.seeds) < 2:
+        said.append("Whether another training run gives the same: there is one seed.")
+    if len(config.personas) < 4:
+        said.append(f"Whether other sources give the same: there are {len(config.personas)}.")
+    return tuple(said)
+
+
+def _middle(one: ArmsAnalysis) -> int:
+    layers = one.trajectories.layers
+    return layers[len(layers) // 2]
+
+
+def _with(one: ArmsAnalysis) -> str:
+    return "" if one.adapter == "original" else f" with the {one.adapter} adapter"
+
+
+def _percent(rate: float) -> str:
+    return f"{three_digits(100 * rate)} %"
