@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from studies.leakage_figures import quality, rate_map
@@ -14,9 +15,17 @@ from studies.predictors_figures import (
     rho_bars,
     variation_bars,
 )
+from studies.predictors_matrices import Redundancy
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+
+def nearest_layer(found: Redundancy) -> int | None:
+    """The layer whose cosine has the largest |rho| with JS; None where no layer has one."""
+    rhos = {layer: abs(rho.estimate) for layer, rho in found.spearman.items()}
+    defined = [layer for layer, rho in rhos.items() if math.isfinite(rho)]
+    return max(defined, key=lambda layer: rhos[layer], default=None)
 
 
 def all_figures(result: OutputStudy) -> dict[str, tuple[go.Figure, str]]:
@@ -29,7 +38,8 @@ def all_figures(result: OutputStudy) -> dict[str, tuple[go.Figure, str]]:
         ),
         "predictors": (
             result.comparisons[first].figure(),
-            "JS and cosine against leakage, one point a directed pair; lines are fits within a source.",
+            f"JS and the cosine of layer {result.layer}, centred on {first}, against leakage: one point a"
+            " directed pair; lines are fits within a source.",
         ),
         "js_leakage": (predictor_scatter(result.comparisons[first], JS), "JS against leakage, by source."),
     }
@@ -47,6 +57,12 @@ def all_figures(result: OutputStudy) -> dict[str, tuple[go.Figure, str]]:
             redundancy_scatter(result.redundancy[name], result.layer),
             f"JS against the cosine centred on {name}: do they say the same?",
         )
+        best = nearest_layer(result.redundancy[name])
+        if best not in (None, result.layer):
+            found[f"js_cosine_best_{key}"] = (
+                redundancy_scatter(result.redundancy[name], best),
+                f"The same at layer {best}, whose cosine ranks pairs most as JS does: chosen for that.",
+            )
     found["rho_by_layer"] = (
         rho_bars(
             {f"centred on {name}": held for name, held in result.by_layer.items()},

@@ -77,7 +77,7 @@ def rho_map(result: PersonaTable) -> go.Figure:
         table.loc[one.x, one.y] = table.loc[one.y, one.x] = one.rho.estimate
     sizes = sorted({len(one.personas) for one in result.together})
     many = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-    more = [f"{many} personas a pair", "not corrected for their number", "within a study: not asked"]
+    more = [f"{many} personas a pair", "p not corrected", "within a study: not asked"]
     return heatmap(
         table, title="Which columns go together over personas", subtitle=_said(result, more),
         x_title="", y_title="", colour_title="Spearman's rho", center=0.0,

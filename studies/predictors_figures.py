@@ -78,10 +78,8 @@ def asymmetry_map(found: Asymmetry) -> go.Figure:
     more = []
     if found.association is not None:
         rho = found.association
-        more = [
-            f"rho with leakage asymmetry {_signed(rho.estimate)}",
-            f"p {rho.p:.2g} over {rho.n_nodes} sources",
-        ]
+        tested = f"p {rho.p:.2g} over" if math.isfinite(rho.p) else "over"
+        more = [f"rho with leakage asymmetry {_signed(rho.estimate)}", f"{tested} {rho.n_nodes} sources"]
     return heatmap(
         pd.DataFrame((found.kl - found.kl.T) * MILLI, index=names, columns=names),
         subtitle=_said(found.model, len(names), "persona", (), "none", more),

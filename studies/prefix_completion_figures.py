@@ -10,7 +10,7 @@ import pandas as pd
 
 from mechinterp.figures import caption, heatmap
 from mechinterp.stats.intervals import Interval
-from mechinterp.theme import colour, finish, label, numbers, say_empty
+from mechinterp.theme import INK, colour, finish, label, numbers, say_empty
 from studies.prefix_completion_result import Arm, Measure, PrefixCompletion
 from studies.prefix_completion_rows import CONDITIONS, OUTCOMES, Condition, Reader
 
@@ -184,7 +184,7 @@ def positions(result: PrefixCompletion) -> go.Figure:
 
 
 def by_prompt(result: PrefixCompletion) -> go.Figure:
-    """Marker rate of each source's own prefixes under every prompt: condition B, and A under its own."""
+    """Marker rate of each source's own prefixes under every prompt: B, and under its own, framed, A."""
     others = list(dict.fromkeys(c.other for c in result.counts if c.other is not None))
     sources = list(dict.fromkeys(c.source for c in result.counts))
     columns = list(dict.fromkeys([*sources, *others]))
@@ -199,14 +199,19 @@ def by_prompt(result: PrefixCompletion) -> go.Figure:
             ).estimate
             for prompt in columns
         }
-    return heatmap(
+    figure = heatmap(
         pd.DataFrame.from_dict(table, orient="index", columns=columns),
         title="Own prefixes under every prompt",
         x_title="prompt's persona",
         y_title="source model",
         colour_title=f"rate of {result.marker}",
-        subtitle=_caption(result, "none", ["a source under its own prompt is condition A"]),
+        subtitle=_caption(result, "none", ["framed: its own prompt, condition A"]),
     )
+    for row, model in enumerate(result.models):
+        own = columns.index(next(c.source for c in result.counts if c.model == model))
+        corners = {"x0": own - 0.5, "x1": own + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+        figure.add_shape(type="rect", **corners, line={"color": INK, "width": 3})
+    return figure
 
 
 def all_figures(result: PrefixCompletion) -> dict[str, tuple[go.Figure, str]]:

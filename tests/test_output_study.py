@@ -14,7 +14,7 @@ from probes.responses import Response
 from studies import output_divergence
 from studies.leakage_result import Leakage, Record
 from studies.output_divergence import Config
-from studies.output_divergence_figures import all_figures
+from studies.output_divergence_figures import all_figures, nearest_layer
 from studies.output_divergence_page import answer, caveats, criteria_table, headlines, seed_table
 from studies.output_divergence_result import JS, OutputStudy, conclude
 
@@ -91,6 +91,21 @@ def test_selections_and_layers_are_all_there(study):
     assert {"js_matrix", "cosine_the_7", "cosine_the_10", "rho_by_layer", "kl_asymmetry"} <= set(figures)
     for name, (figure, _) in figures.items():
         assert figure.to_dict()["layout"]["title"]["text"], name
+
+
+def test_the_scatter_of_the_best_layer_shows_every_pair_with_its_trend(study):
+    for name in study.sets:
+        rhos = {n: abs(one.estimate) for n, one in study.redundancy[name].spearman.items()}
+        best = nearest_layer(study.redundancy[name])
+        assert rhos[best] == max(rhos.values())
+        key = f"js_cosine_best_{name.replace(' ', '_')}"
+        found = all_figures(study)
+        assert (key in found) == (best != study.layer)
+        if key in found:
+            points, trend = found[key][0].to_dict()["data"]
+            assert len(points["x"]) == 21 and trend["mode"] == "lines"
+            assert f"layer {best}" in found[key][1]
+    assert nearest_layer(replace(study.redundancy["the 7"], spearman={})) is None
 
 
 def test_it_loads_back_bit_for_bit(study, tmp_path):

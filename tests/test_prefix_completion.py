@@ -580,3 +580,19 @@ def test_configurations_that_cannot_be_met_are_refused(folder, records):
         asking(folder, others=("nobody",))
     with pytest.raises(ValueError, match="which training run of villain"):
         asking(folder, records, checkpoints={"villain": (str(folder), str(folder))})
+
+
+def test_the_frame_of_the_prompt_map_is_around_each_source_under_its_own_prompt():
+    from studies.prefix_completion_figures import by_prompt
+
+    result = planted({"A": 0.9, "B": 0.4, "C": 0.2, "D": 0.1})
+    figure = by_prompt(result).to_dict()
+    columns, rows = (figure["layout"][axis]["ticktext"] for axis in ("xaxis", "yaxis"))
+    assert rows == ["villain"] and set(columns) == {"villain", "comedian", "assistant"}
+    (frame,) = figure["layout"]["shapes"]
+    place = columns.index("villain")
+    assert (frame["x0"], frame["x1"], frame["y0"], frame["y1"]) == (place - 0.5, place + 0.5, -0.5, 0.5)
+    cells = figure["data"][0]["z"][0]
+    assert cells[place] == result.rate("A").estimate
+    for other in ("comedian", "assistant"):
+        assert cells[columns.index(other)] == result.rate("B", other=other).estimate
