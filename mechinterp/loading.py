@@ -145,12 +145,12 @@ def wrap(
         or type(hf_model).__name__
     )
     record = {"name": label, "kind": "object", "revision": None, "subfolder": None}
-    digest = hub.tensors_sha256(hf_model.state_dict())
     if ready is not None:
-        return _checked(
-            Model(label, ready, tokenizer, digest, record, (), eos_of(hf_model, tokenizer)), verify
-        )
-    return _build(unwrapped(hf_model), tokenizer, label, backend, digest, record, anatomy, verify)
+        digest, ends = hub.tensors_sha256(hf_model.state_dict()), eos_of(hf_model, tokenizer)
+        return _checked(Model(label, ready, tokenizer, digest, record, (), ends), verify)
+    inner = unwrapped(hf_model)
+    digest = hub.tensors_sha256(hf_model.state_dict())
+    return _build(inner, tokenizer, label, backend, digest, record, anatomy, verify)
 
 
 def _build(

@@ -22,7 +22,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{compiled[0] or 'the model'} is compiled in place, which can skip hooks; load it uncompiled"
         )
-    if any(p.device.type == "meta" for p in model.parameters()):
+    absent = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+    if absent and any(getattr(module, "_hf_hook", None) is not None for module in model.modules()):
+        raise ValueError(
+            f"{len(absent)} weights are offloaded to CPU or disk, {absent[0]} among them, and come only while"
+            " their layer runs; give the model devices that hold it whole, or load it in a smaller dtype"
+        )
+    if absent:
         raise ValueError("the model has tensors on the meta device, so it holds no weights; load them first")
     if getattr(model, "peft_config", None) and kind.startswith("Peft"):
         raise ValueError(

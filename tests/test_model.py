@@ -616,6 +616,14 @@ def test_fault_066_a_model_without_weights_is_refused():
         wrap(empty, None)
 
 
+def test_a_model_whose_weights_are_offloaded_is_refused_by_that_name():
+    from accelerate import cpu_offload
+
+    offloaded = cpu_offload(tiny("llama"), execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="weights are offloaded to CPU or disk, .*embed_tokens.weight"):
+        wrap(offloaded, None)
+
+
 def test_a_site_that_a_backend_skips_is_an_error(model):
     """What was applied is counted against what was asked."""
     backend = model.backend
