@@ -1,6 +1,7 @@
 """The three arms: chains of measured merges, and a trajectory that begins at 0 %."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportCallIssue=false
 
 import json
 import shutil
