@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mechinterp.files import file_sha256
+from mechinterp.files import file_sha256, slug
 from studies.divergence_formats import (
     AnalysisResults,
     CosineLeakage,
@@ -141,7 +141,9 @@ def read_records(directory: Path | str) -> Records:
             f"{root} holds no divergence records; give a directory with js_divergence and"
             f" single_token_100_persona, or with {MATRICES} or {ANALYSIS} in it"
         )
-    rates, summaries = (_by_source(found, name, read) for name, read in _PER_SOURCE.items())
+    summaries = _by_source(found, "summary.json", read_summary, {})
+    called = {slug(name): name for name in summaries}
+    rates = _by_source(found, "marker_eval.json", read_marker_eval, called)
     answers = _single(found, ANSWERS, read_generations) or _single(found, SEVERAL, read_generations)
     records = Records(
         digests={name: file_sha256(path) for name, path in sorted(found.items())},
@@ -159,7 +161,7 @@ def read_records(directory: Path | str) -> Records:
     return replace(records, missing=_missing(records), published=_is_published(records))
 
 
-_PER_SOURCE = {"marker_eval.json": read_marker_eval, "summary.json": read_summary}
+_PER_SOURCE = ("marker_eval.json", "summary.json")
 
 
 def _present(root: Path) -> dict[str, Path]:
@@ -187,18 +189,19 @@ def _cosines(paths: Sequence[Path]) -> Cosines | None:
     return Cosines(held[0].personas, dict(sorted(layers.items()))) if held else None
 
 
-def _by_source(found: Mapping[str, Path], name: str, read: Any) -> dict[str, Any]:
-    """{folder: record}: the folder is the source, and a file that names another is refused."""
+def _by_source(found: Mapping[str, Path], name: str, read: Any, called: Mapping[str, str]) -> dict[str, Any]:
+    """{source: record}: the folder is the source, as `called` or as the file names it where it is that name
+    made safe; a file that names another is refused.
+    """
     held = {}
     for file, path in found.items():
-        source, _, last = file.rpartition("/")
+        folder, _, last = file.rpartition("/")
         if last != name:
             continue
-        held[source] = read(path)
-        if held[source].source not in (None, source):
-            raise ValueError(
-                f"{path} is of {held[source].source!r}; keep each source in a folder of its name"
-            )
+        each = read(path)
+        if each.source not in (None, folder) and slug(each.source) != folder:
+            raise ValueError(f"{path} is of {each.source!r}; keep each source in a folder of its name")
+        held[each.source or called.get(folder, folder)] = each
     order = {label: place for place, label in enumerate(SOURCES)}
     return {label: held[label] for label in sorted(held, key=lambda s: (order.get(s, len(order)), s))}
 

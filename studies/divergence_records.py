@@ -162,10 +162,15 @@ def _matrices(held: _File) -> DivergenceMatrices:
 
 
 def _pair_keys(names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    found = {f"{a}__{b}": (i, i + 1 + j) for i, a in enumerate(names) for j, b in enumerate(names[i + 1 :])}
-    if len(found) != len(names) * (len(names) - 1) // 2:
+    if not pairs_differ(names):
         raise ValueError("two pairs of personas are written alike as A__B; rename a persona with '__' in it")
-    return found
+    return {f"{a}__{b}": (i, i + 1 + j) for i, a in enumerate(names) for j, b in enumerate(names[i + 1 :])}
+
+
+def pairs_differ(names: Sequence[str]) -> bool:
+    """Whether every pair of personas is written differently as A__B, which the published files need."""
+    written = [f"{a}__{b}" for i, a in enumerate(names) for b in names[i + 1 :]]
+    return len(set(written)) == len(written)
 
 
 # answers ----------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """The rates of a run as the published files of each source (methods 13), for audits and others' readers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mechinterp.files import slug
 from mechinterp.results import metadata
 from studies.divergence_formats import Summary, write_summary
 from studies.leakage_config import Config
@@ -15,22 +16,28 @@ from studies.targets import targets
 
 
 def publish(config: Config, result: Leakage, folder: Path) -> None:
+    """The rates of every source; see `write_rates`."""
+    write_rates(result, folder, targets(config))
+
+
+def write_rates(result: Leakage, folder: Path, people: Mapping[str, Persona]) -> None:
     """`{source}/marker_eval.json` and `summary.json`: over all training runs and seeds, as in the result.
 
     Where there are several of either, `run{run}_seed{seed}/{source}` holds those of each alone.
+    A folder has the source's name made safe; `summary.json` has the name itself.
     """
-    people = targets(config)
     replicates = list(dict.fromkeys((r.run, r.seed) for r in result.records))
     for source in result.sources:
         mine = [record for record in result.records if record.source == source]
-        _write(folder / source, source, mine, people)
+        _write(folder / slug(source), source, mine, people)
         for run, seed in replicates if len(replicates) > 1 else ():
             some = [record for record in mine if (record.run, record.seed) == (run, seed)]
             if some:
-                _write(folder / f"run{run}_seed{seed}" / source, source, some, people)
+                where = folder / f"run{run}_seed{seed}" / slug(source)
+                _write(where, source, some, people)
 
 
-def _write(folder: Path, source: str, records: Sequence[Record], people: dict[str, Persona]) -> None:
+def _write(folder: Path, source: str, records: Sequence[Record], people: Mapping[str, Persona]) -> None:
     by_target: dict[str, list[Record]] = {}
     for record in records:
         by_target.setdefault(record.target, []).append(record)

@@ -15,6 +15,7 @@ from studies.divergence_export import analysis_results, cosine_leakage
 from studies.divergence_formats import CosineLeakage, write_analysis, write_cosine_leakage
 from studies.divergence_records import (
     Cosines,
+    pairs_differ,
     write_cosine_layers,
     write_divergence_matrices,
     write_generations,
@@ -25,7 +26,12 @@ from studies.targets import targets
 
 
 def publish(config: Config, result: OutputStudy, folder: Path) -> None:
-    """Matrices, analyses, answers and cosines into `folder`, and the rates of each source below it."""
+    """Matrices, analyses, answers and cosines into `folder`, and the rates of each source below it.
+
+    Personas whose pairs cannot be told apart as A__B have no published form: then nothing is written.
+    """
+    if not pairs_differ(result.divergence.personas):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     told = {"seeds": list(result.leakage.seeds), "marker": result.marker}
     write_divergence_matrices(

@@ -88,9 +88,9 @@ def against(result: PersonaTable, x: str, y: str) -> go.Figure:
     """Two columns, a point a persona."""
     rows = [(p, result.of(x)[p].value, result.of(y)[p].value) for p in result.personas]
     found = next((t for t in result.together if (t.x, t.y) == (x, y)), None)
-    more = (
-        [] if found is None else [f"rho {found.rho.estimate:.2f}, p {found.rho.p:.2g} ({found.rho.p_method})"]
-    )
+    more = []
+    if found is not None and not math.isnan(found.rho.estimate):
+        more = [f"rho {found.rho.estimate:.2f}, p {found.rho.p:.2g} ({found.rho.p_method})"]
     return scatter(
         pd.DataFrame(rows, columns=["persona", "x", "y"]), "x", "y", by="persona",
         title=f"{y[:1].upper()}{y[1:]} against {x}", subtitle=_said(result, more), x_title=x, y_title=y,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mechinterp.files import slug
 from mechinterp.json_io import write_json
 from mechinterp.results import metadata
 from mechinterp.stats.bootstrap import complete_rows
@@ -104,10 +105,11 @@ def midrun_gate(found: Deltas, about: dict[str, Any]) -> MidrunGate:
 
 
 def label(result: ZltAttention, reading: Reading) -> str:
-    """The persona; of its further training runs and seeds, these as well."""
+    """The persona as a safe file name; of its further training runs and seeds, these as well."""
+    name = slug(reading.persona)
     if reading is result.first(reading.persona):
-        return reading.persona
-    return f"{reading.persona}_run{reading.run}_seed{reading.seed}"
+        return name
+    return f"{name}_run{reading.run}_seed{reading.seed}"
 
 
 def deltas(result: ZltAttention, reading: Reading, reader: Reader) -> Deltas:

@@ -13,8 +13,10 @@ from studies import audit_divergence, leakage, output_divergence, zlt_attention
 from studies.audit import Audit
 from studies.divergence_formats import read_analysis, read_cosine_leakage, read_summary
 from studies.divergence_records import read_cosines, read_divergence_matrices, read_generations
+from studies.leakage_publish import write_rates
 from studies.marker_records import read_marker_eval
 from studies.output_divergence_result import JS, OutputStudy
+from studies.personas import Persona
 from tests.planted_attention import planted
 from tests.test_output_study import PEOPLE, SOURCES, made
 
@@ -219,6 +221,40 @@ def test_a_run_of_another_region_or_void_ends_without_published_files(tmp_path):
             export(one, tmp_path / "run")
     running.publish(running.Asked("zlt_attention", zlt_attention, None), result, tmp_path / "run")
     assert (tmp_path / "run" / running.PUBLISHED / "attention_summary.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["../x", "A b", "con", "x" * 300])
+def test_a_persona_s_name_is_no_path_and_comes_back(name, tmp_path):
+    found = made().leakage
+    records = tuple(replace(r, source=name if r.source == "a" else r.source) for r in found.records)
+    records = tuple(replace(r, target=name if r.target == "a" else r.target) for r in records)
+    people = {name: Persona(name, name, ""), **{p: Persona(p, p, "") for p in PEOPLE[1:]}}
+    odd = replace(found, sources=(name, *SOURCES[1:]), targets=tuple(people), records=records)
+    write_rates(odd, tmp_path / "out" / "deep", people)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"deep"}
+    held = audit_divergence.audit_records(tmp_path / "out" / "deep")[0]
+    assert value(held, "marker rates", name)["personas"] == 7
+    result = planted(("villain",))
+    reading = result.readings[0]
+    moved = replace(result, readings=(replace(reading, persona=name),))
+    zlt_attention.publish(None, moved, tmp_path / "out" / "attention")  # type: ignore[arg-type]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"deep", "attention"}
+
+
+def test_pairs_that_are_written_alike_end_no_run(tmp_path):
+    study = told(made())
+    alike = ("a", "b", "a__b", "b__c", "c", "f", "g")
+    odd = replace(study, divergence=replace(study.divergence, personas=alike))
+    output_divergence.publish(config_of(tmp_path), odd, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rates_alone_are_audited_too(tmp_path):
+    leakage.publish(config_of(tmp_path, leakage), made((1, 2)).leakage, tmp_path / "published")
+    for folder, total in (("published", 200), ("published/run0_seed2", 100)):
+        found, _ = audit_divergence.audit_records(tmp_path / folder)
+        assert value(found, "marker rates", "a")["personas"] == 7
+        assert read_marker_eval(tmp_path / folder / "a" / "marker_eval.json").rates["a"].total == total
 
 
 def _numbers(held: Any) -> list[Any]:

@@ -11,9 +11,11 @@ from mechinterp import running
 from mechinterp.cells import check_cells
 from mechinterp.config import load_config
 from mechinterp.files import file_sha256
+from mechinterp.json_io import read_json
 from studies import force_feed, zlt_attention
 from studies.attention_readout import BLOCKS, CONTENT, REGIONS
 from studies.attention_records import read_positives
+from studies.audit import audit
 from studies.zlt_attention_config import Config
 from studies.zlt_attention_result import READERS
 from tests.marked import marked_records, tiny_adapter, tiny_chat_model
@@ -146,6 +148,17 @@ def test_a_finished_run_is_where_another_starts(given, finished, tmp_path):
     for old, new in zip(finished[1].readings, again.readings, strict=True):
         assert old.examples.positives == new.examples.positives
         assert torch.equal(old.trained.values.nan_to_num(-1), new.trained.values.nan_to_num(-1))
+
+
+def test_a_run_publishes_what_its_audit_agrees_with(given, finished, tmp_path):
+    published = finished[0] / running.PUBLISHED
+    assert audit("zlt_attention", published, tmp_path).is_file()
+    found = read_json(tmp_path / "audit.json")["findings"]
+    compared = [each for each in found if each["stored"] is not None]
+    assert len(compared) > 20 and all(each["agrees"] for each in compared)
+    again = running.run(asked(given, records=repr(str(published))), tmp_path / "run", progress=False)
+    for old, new in zip(finished[1].readings, again.readings, strict=True):
+        assert old.examples.positives == new.examples.positives
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooked_transformer", "transformer_bridge"])
