@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 Selection = Literal["all", "pair", "source", "target"]
 SELECTIONS: tuple[Selection, ...] = ("all", "pair", "source", "target")
 LEAST_TOKENS = 2  # a shorter response is left out and counted
-LOGITS = 2**22  # elements of logits in memory at a time: 16 MiB
+LOGITS = 2**21  # elements of logits in memory at a time: 8 MiB
 GPU_LOGITS = 2**26  # there, where few large products are fast
+ROWS = 256  # of responses in a pass on a CPU, unless asked: more gain no time and cost memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,28 +132,30 @@ def output_divergence(
 
     systems: each persona's system prompt; None leaves the message out. A response's tokens include what the
     template closes a turn with, as published, unless `include_turn_end` is False. Prompts run `batch_size` at
-    a time (all, unless asked), fewer where memory runs out. Responses shorter than two tokens are left out.
+    a time (unless asked, all on a GPU and on a CPU as many as make 256 rows), fewer where memory runs out.
+    Responses shorter than two tokens are left out.
     Raises ValueError for fewer than two personas, no responses, and a template whose turns end differently.
     """
     if len(systems) < 2 or not responses:
         raise ValueError(
             f"divergence needs two personas or more and a response, not {len(systems)} and {len(responses)}"
         )
-    kept, values, sizes, skipped = [], [], [], 0
-    size = len(systems) if batch_size is None else batch_size
+    kept, values, sizes, skipped, most = [], [], [], 0, len(systems)
     for question in dict.fromkeys(response.question for response in responses):
         prompts = [prompt_ids(model, system, question, system_role) for system in systems.values()]
         end = _end(model, systems, question, system_role) if include_turn_end else ()
-        before = prefill(model, prompts)
+        before = prefill(model, prompts, _fitting(model, batch_size, len(prompts), max(map(len, prompts))))
         for response in (r for r in responses if r.question == question):
             ids = (*response.ids, *end)
             if len(ids) < LEAST_TOKENS:
                 skipped += 1
                 continue
-            states, size = deciding_states(before, ids, size)
+            wanted = min(most, _fitting(model, batch_size, len(prompts), len(ids)))
+            states, ran = deciding_states(before, ids, wanted)
+            most = min(most, ran) if ran < wanted else most  # what did not fit once is not tried again
             kept.append((response, len(ids)))
             values.append(_of_response(model, states))
-            sizes.append(size)
+            sizes.append(ran)
     if not kept:
         raise ValueError(f"every response is shorter than {LEAST_TOKENS} tokens; give longer ones")
     return OutputDivergence(
@@ -168,6 +171,13 @@ def output_divergence(
         skipped=skipped,
         batch_sizes=tuple(sorted(set(sizes))),
     )
+
+
+def _fitting(model: Model, batch_size: int | None, n_prompts: int, n_tokens: int) -> int:
+    """How many prompts run at a time, `n_tokens` of each."""
+    if batch_size is not None:
+        return batch_size
+    return n_prompts if model.backend.device.type != "cpu" else max(1, ROWS // n_tokens)
 
 
 def joined(parts: Sequence[OutputDivergence]) -> OutputDivergence:
@@ -207,8 +217,13 @@ def _of_response(model: Model, states: Float[Tensor, "prompt row d_model"]) -> t
     step = max(1, held // (n_prompts * model.dims.d_vocab))
     totals = torch.zeros(2, n_prompts, n_prompts, dtype=torch.float64)
     for rows in states.split(step, dim=1):
-        logits = head_logits(model, rearrange(rows, "prompt row d_model -> (prompt row) d_model"))
-        found = pairwise(rearrange(logits, "(prompt row) d_vocab -> prompt row d_vocab", prompt=n_prompts))
-        totals += torch.stack([found.js.double().sum(0), found.kl.double().sum(0)]).cpu()
+        totals += _sums(model, rows).cpu()
     js, kl = (totals / n_rows).float()
     return js, kl
+
+
+def _sums(model: Model, rows: Float[Tensor, "prompt row d_model"]) -> Float[Tensor, "2 prompt prompt"]:
+    """JS and KL summed over some rows; their logits are gone before those of the next rows are made."""
+    logits = head_logits(model, rearrange(rows, "prompt row d_model -> (prompt row) d_model"))
+    found = pairwise(rearrange(logits, "(prompt row) d_vocab -> prompt row d_vocab", prompt=len(rows)))
+    return torch.stack([found.js.double().sum(0), found.kl.double().sum(0)])

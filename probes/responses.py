@@ -6,6 +6,7 @@ the chat template closes a turn with.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -129,26 +130,40 @@ class Prefilled:
     lengths: tuple[int, ...]
 
 
-def prefill(model: Model, prompts: Sequence[Sequence[int]]) -> Prefilled:
-    """One pass over prompts of any lengths, for all responses that are to stand behind them."""
+def prefill(
+    model: Model, prompts: Sequence[Sequence[int]], batch_size: int | None = None
+) -> tuple[Prefilled, ...]:
+    """Prompts of any lengths, for all responses that will stand behind them; all in one pass unless asked."""
     if any(len(prompt) < 1 for prompt in prompts):
         raise ValueError("a prompt is empty; a response stands behind one token or more")
+    if len({len(prompt) == 1 for prompt in prompts}) > 1:
+        raise ValueError("one prompt has a single token and another has more; give them alike")
+    size = len(prompts) if batch_size is None else batch_size
+    return tuple(_prefilled(model, prompts[k : k + size]) for k in range(0, len(prompts), size))
+
+
+def _prefilled(model: Model, prompts: Sequence[Sequence[int]]) -> Prefilled:
     heads = [tuple(prompt[:-1]) for prompt in prompts]
     state = prefilled(model, heads, model.dims.n_layers - 1) if all(heads) else None
-    if state is None and any(heads):
-        raise ValueError("one prompt has a single token and another has more; give them alike")
+    if state is not None:  # selected: without the room that it holds for tokens to come
+        state = state.select(torch.arange(len(heads), device=model.backend.device))
     return Prefilled(model, state, tuple(prompt[-1] for prompt in prompts), tuple(map(len, prompts)))
 
 
 def deciding_states(
-    before: Prefilled, response: Sequence[int], batch_size: int
+    before: Sequence[Prefilled], response: Sequence[int], batch_size: int
 ) -> tuple[Float[Tensor, "prompt row d_model"], int]:
     """The last layer's resid_post at the rows that decide each id of the response, behind every prompt.
 
-    Also the batch size that memory had room for: a batch that does not fit is halved.
+    Also the largest batch that ran: one that memory has no room for is halved, for good.
     """
-    work = shrinking(len(before.last), batch_size, lambda part: _pass(before, response, part))
-    parts = [(len(part), states) for part, states in work]
+    parts: list[tuple[int, Tensor]] = []
+    for prompts in before:
+        n = len(prompts.last)
+        done = list(shrinking(n, batch_size, partial(_pass, prompts, response)))
+        parts += [(len(part), states) for part, states in done]
+        if (largest := max(len(part) for part, _ in done)) < min(n, batch_size):
+            batch_size = largest
     return torch.cat([states for _, states in parts]), max(size for size, _ in parts)
 
 

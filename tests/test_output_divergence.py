@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mechinterp.loading import wrap
 from mechinterp.results import load_result
-from probes.output_divergence import OutputDivergence, output_divergence
+from probes.output_divergence import OutputDivergence, _fitting, output_divergence
 from probes.responses import Response, deciding_states, prefill, tokenised, turn_end
 from tests.architectures import shared
 from tests.passes import BACKENDS, UNSUPPORTED
@@ -31,6 +31,8 @@ def test_states_behind_every_prompt_are_those_of_whole_passes(family: str, kind:
     model = wrap(shared(family), None, backend=kind, verify=False)
     states, size = deciding_states(prefill(model, PROMPTS), ANSWER, 2)
     assert size == 2
+    apart, _ = deciding_states(prefill(model, PROMPTS, 2), ANSWER, 2)
+    assert_close(apart, states, atol=2e-5, rtol=2e-5)
     for prompt, found in zip(PROMPTS, states, strict=True):
         with torch.no_grad():
             whole: Any = shared(family)(torch.tensor([[*prompt, *ANSWER]])).logits[0]
@@ -53,6 +55,13 @@ def test_a_batch_without_room_is_halved_and_the_size_is_told(monkeypatch):
     states, size = deciding_states(before, ANSWER, 3)
     assert size == 1
     assert_close(states, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cpu_runs_the_prompts_that_make_its_rows_and_a_size_that_is_asked_for_is_kept(monkeypatch):
+    model = wrap(shared("llama"), None, verify=False)
+    monkeypatch.setattr("probes.output_divergence.ROWS", 20)
+    assert [_fitting(model, None, 11, n) for n in (2, 7, 40)] == [10, 2, 1]
+    assert _fitting(model, 9, 11, 40) == 9
 
 
 def test_fault_027_an_empty_prompt_is_refused():
