@@ -1,14 +1,11 @@
-"""One text to patch: its ids, what is read, and the named places that receive; and what a pair must share."""
+"""One text to patch: its ids, what is read, and the named places that receive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from mechinterp.json_io import canonical_sha256
-from mechinterp.model import Model
 from mechinterp.rows import one_text
 from patching.metrics import Metric
 
@@ -99,31 +96,3 @@ def _check_positions(number: int, case: Case) -> None:
                     f"position {position} of case {number} stands for {case.source_position(position)} of the"
                     f" source, which has 0..{n_source - 1}"
                 )
-
-
-def check_pair(source: Model, target: Model) -> None:
-    """Raises ValueError where activations of one model mean nothing in the other, and says why."""
-    facts = [
-        ("architecture", _shape(source), _shape(target)),
-        ("dtype", str(source.backend.dtype), str(target.backend.dtype)),
-    ]
-    if source.tokenizer is not target.tokenizer:
-        facts.append(("tokenizer", _vocabulary(source), _vocabulary(target)))
-    for what, a, b in facts:
-        if a != b:
-            raise ValueError(
-                f"source {source.name} and target {target.name} differ in {what} ({a} and {b}): load both"
-                " alike, or patch within one of them"
-            )
-
-
-def _shape(model: Model) -> str:
-    dims = model.dims
-    kind = getattr(getattr(getattr(model.backend, "model", None), "config", None), "model_type", "")
-    return f"{dims.n_layers} layers of {dims.n_heads} heads, d_model {dims.d_model}, {kind}".rstrip(", ")
-
-
-def _vocabulary(model: Model) -> str:
-    """A digest of the ids of a tokenizer; models without one are taken at their word."""
-    tokenizer: Any = model.tokenizer
-    return "" if tokenizer is None else canonical_sha256(sorted(tokenizer.get_vocab().items()))[:12]

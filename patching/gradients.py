@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp import figures
+from mechinterp.alike import check_alike
 from mechinterp.gradients import gradients
 from mechinterp.interventions import Apply
 from mechinterp.model import Model
 from mechinterp.results import Result
 from mechinterp.sites import WRITABLE, Site, SiteName, as_index
 from mechinterp.where import At
-from patching.cases import Case, check_cases, check_pair, one_case
+from patching.cases import Case, check_cases, one_case
 from patching.cells import Cell, Edit, untouched
 from patching.donors import FromRun, Values
 from patching.metrics import Metric
@@ -138,7 +139,7 @@ def attribution_patching(
     then add up to that of patching it whole, at `steps` rows of a batch a layer. n_exact: cells that are also
     patched, drawn from `seed`. Raises ValueError or IndexError before any compute.
     """
-    check_pair(source, target)
+    check_alike(source, target)
     case = _case(tokens, metric, positions, source_tokens, alignment)
     sites = [Site(site, part[0]) for part in layer_sets(target, layers)]
     for one in sites:

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.alike import check_alike
 from mechinterp.model import Model
 from mechinterp.sites import Site, SiteName
-from patching.cases import Case, check_cases, check_pair, one_case
+from patching.cases import Case, check_cases, one_case
 from patching.cells import Cell, Edit, Untouched, stage_of, untouched
 from patching.donors import Donor, FromRun, Null, Values, derangement, norm_matched, rows_of_another
 from patching.grid import PatchGrid
@@ -84,7 +85,7 @@ def sweep_cases(
     """The grids of all cases: `cells_of` makes a map's cells, layer sets first, `columns` within them."""
     check_cases(cases)
     if isinstance(donor, FromRun):
-        check_pair(donor.source, target)
+        check_alike(donor.source, target)
     sets = layer_sets(target, layers)
     sites = [Site(site, layer) for layer in sorted({layer for part in sets for layer in part})]
     for one in sites:

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechinterp.alike import check_alike
 from mechinterp.model import Model
 from mechinterp.results import Result
 from probes import direct_figures
 from probes.direct import Attribution, attribution
 from probes.direct_read import Contributions
-from probes.lens_pair import check_comparable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,7 @@ def compare_attributions(
 
     For many texts give `AttributionComparison` the `attributions` of each model.
     """
-    check_comparable(trained, base)
+    check_alike(trained, base)
     asked = {"rows": rows, "target": target, "competitor": competitor}
     return AttributionComparison(attribution(trained, tokens, **asked), attribution(base, tokens, **asked))
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechinterp.alike import check_alike
 from mechinterp.model import Model
 from mechinterp.results import Result
 from mechinterp.rows import one_text
@@ -136,7 +137,7 @@ def compare_lenses(
 
     Raises ValueError too for models of other sizes, in another dtype or with other tokenizers.
     """
-    check_comparable(trained, base)
+    check_alike(trained, base)
     ids = one_text(tokens, many="lens_values")
     named = dict(rows) if isinstance(rows, Mapping) else {str(row): row for row in rows}
     asked = ask(trained, targets, pairs, top_k)
@@ -150,30 +151,6 @@ def compare_lenses(
         for model, value in zip(models, values, strict=True)
     ]
     return LensComparison(lenses[0], lenses[-1], lenses[1] if len(lenses) == 3 else None, heads, apart)
-
-
-def check_comparable(trained: Model, base: Model) -> None:
-    """Raises ValueError where the same ids or layers would not mean the same in two models."""
-    for name in ("n_layers", "d_model", "d_vocab"):
-        one, other = getattr(trained.dims, name), getattr(base.dims, name)
-        if one != other:
-            raise ValueError(
-                f"{trained.name} has {name} {one} and {base.name} has {other}; compare a model with the base"
-                " that it was trained from"
-            )
-    if trained.backend.dtype != base.backend.dtype:
-        raise ValueError(
-            f"{trained.name} is in {trained.backend.dtype} and {base.name} in {base.backend.dtype}, whose"
-            " rounding alone moves logits; load both with the same dtype="
-        )
-    if trained.tokenizer is None or base.tokenizer is None or trained.tokenizer is base.tokenizer:
-        return
-    differing = set(trained.tokenizer.get_vocab().items()) ^ set(base.tokenizer.get_vocab().items())
-    if differing:
-        raise ValueError(
-            f"the tokenizers of {trained.name} and {base.name} differ in {len(differing)} entries, such as"
-            f" {min(differing)[0]!r}; the same ids would be other texts"
-        )
 
 
 @torch.no_grad()

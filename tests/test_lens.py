@@ -382,7 +382,7 @@ def test_fault_044_045_071_models_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match="bfloat16"):
         compare_lenses(wrap(tiny("llama").to(torch.bfloat16), None), model("llama"), ids(), **ASKED)
     larger = replace(one, backend=replace_dims(one.backend, d_vocab=212))
-    with pytest.raises(ValueError, match="d_vocab 212 and .* has 211"):
+    with pytest.raises(ValueError, match="differ in d_vocab .212 and 211"):
         compare_lenses(larger, model("llama"), ids(), **ASKED)
 
 

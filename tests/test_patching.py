@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 import mechinterp as mi
 import patching
+from mechinterp.alike import check_alike
 from mechinterp.results import load_result
-from patching.cases import Case, check_pair
+from patching.cases import Case
 from patching.donors import FromRun, MeanOver, Zero
 from tests.architectures import shared, tiny
 
@@ -278,8 +279,8 @@ def test_fault_044_another_tokenizer_is_refused(real):
     tokenizer = copy.deepcopy(real.tokenizer)
     tokenizer.add_tokens(["a token of its own"])
     other = mi.wrap(real.backend.model, tokenizer, name="other", verify=False)
-    with pytest.raises(ValueError, match="differ in tokenizer"):
-        check_pair(other, real)
+    with pytest.raises(ValueError, match="differ in 1 entries, such as 'a token of its own'"):
+        check_alike(other, real)
 
 
 def test_models_of_another_build_or_dtype_are_refused(base):
