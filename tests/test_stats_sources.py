@@ -86,6 +86,28 @@ def test_drawn_permutations_come_near_all_of_them_and_repeat_with_their_seed():
     assert abs(drawn.within_p - drawn.within["s0"].p) < 0.02  # the t-approximation of the only source
 
 
+def test_drawn_permutations_are_those_of_the_seed_whatever_was_asked_before():
+    """Permuting kept orders is permuting the ranks themselves, source after source, by one generator."""
+    for seed, (x, y, sources, targets) in ((3, nested(3, 10, seed=1)), (3, nested(3, 10, seed=2))):
+        ranks = [stats.zscore([stats.rankdata(row) for row in v.reshape(3, 10)], axis=1) for v in (x, y)]
+        generator, means = np.random.default_rng(seed), np.zeros(500)
+        for u, v in zip(*ranks, strict=True):
+            means += generator.permuted(np.tile(v, (500, 1)), axis=1) @ u / 30
+        found = by_source(x, y, sources, targets, seed=seed, permutations=500)
+        count = int((np.abs(means) >= abs(found.mean_within) - 1e-12).sum())
+        assert found.within_p == (1 + count) / 501
+
+
+def test_ties_and_constants_are_left_out_with_their_source_as_scipy_would():
+    x, y, sources, targets = nested(9, 7, within=1.0, between=1.0, seed=6)
+    x, y, names = np.round(x), np.round(2 * y), np.array(sources)
+    y[names != "s4"] = 3.0
+    found = by_source(x, y, sources, targets)
+    assert math.isnan(found.leave_one_out["s4"])
+    for name in ("s0", "s8"):
+        assert found.leave_one_out[name] == pytest.approx(rho(x[names != name], y[names != name]), abs=1e-12)
+
+
 @pytest.mark.parametrize("n_sources", [2, 4])
 def test_block_p_counts_every_ordering_of_whole_sources(n_sources):
     x, y, sources, targets = nested(n_sources, 4, within=1.0, between=1.0, seed=2)

@@ -12,34 +12,29 @@ source effects, but is coarse: five sources have 120 orderings. A claim wants bo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mechinterp.stats.agreement import Icc, icc
 from mechinterp.stats.association import (
-    EXACT_UP_TO,
     Association,
     finite_columns,
     is_constant,
-    orderings,
     rank_score,
-    reached,
     spearman,
     t_p,
     undefined,
     unit_score,
 )
+from mechinterp.stats.source_permutations import Ranks, Rows, block_p, within_p
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 3  # targets or sources that have a rank correlation at all
 NAIVE = "naive: pairs of one source are not independent"
-Rows = dict[str, Int[np.ndarray, "target"]]  # the pairs of each source
-Ranks = tuple[np.ndarray | None, np.ndarray | None]  # pooled scores of predictor and outcome
 
 
 @dataclass(frozen=True)
@@ -122,21 +117,20 @@ def by_source(
     within = {name: _within(x[row], y[row]) for name, row in rows.items()}
     constant = tuple(name for name, row in rows.items() if is_constant(x[row]) or is_constant(y[row]))
     rhos = [found.estimate for found in within.values() if math.isfinite(found.estimate)]
-    within_p, within_method = _within_p(x, y, [rows[name] for name in _defined(within)], seed, permutations)
-    block_p, block_method = _block_p(ranks, rows, targets, seed, permutations)
-    without = {name: np.setdiff1d(np.arange(len(x)), row) for name, row in rows.items()}
+    p_within, within_method = within_p(x, y, [rows[name] for name in _defined(within)], seed, permutations)
+    p_block, block_method = block_p(ranks, rows, targets, seed, permutations)
     return SourceAssociation(
         pooled=pooled,
         within=within,
         constant=constant,
         mean_within=float(np.mean(rhos)) if rhos else math.nan,
-        within_p=within_p,
+        within_p=p_within,
         within_method=within_method,
         centred=_centred(ranks, rows),
         between=_between(x, y, rows),
-        block_p=block_p,
+        block_p=p_block,
         block_method=block_method,
-        leave_one_out={name: _within(x[kept], y[kept]).estimate for name, kept in without.items()},
+        leave_one_out=_without_each(x, y, rows),
         icc=_likeness(x, y, rows),
         n_sources=len(rows),
         n_pairs=len(x),
@@ -152,7 +146,10 @@ def _rows(sources: Sequence[str], targets: Sequence[str], n: int) -> Rows:
     twice = next((pair for pair in pairs if pairs.count(pair) > 1), None) if len(set(pairs)) < n else None
     if twice:
         raise ValueError(f"the pair {twice[0]} -> {twice[1]} is given twice; average its values first")
-    return {name: np.flatnonzero([source == name for source in sources]) for name in dict.fromkeys(sources)}
+    found: dict[str, list[int]] = {name: [] for name in dict.fromkeys(sources)}
+    for pair, source in enumerate(sources):
+        found[source].append(pair)
+    return {name: np.array(row, dtype=np.intp) for name, row in found.items()}
 
 
 def _within(x: Float[np.ndarray, "target"], y: Float[np.ndarray, "target"]) -> Association:
@@ -165,30 +162,24 @@ def _defined(within: dict[str, Association]) -> list[str]:
     return [name for name, found in within.items() if math.isfinite(found.estimate)]
 
 
-def _within_p(
-    x: Float[np.ndarray, "pair"],
-    y: Float[np.ndarray, "pair"],
-    rows: list[Int[np.ndarray, "target"]],
-    seed: int,
-    permutations: int,
-) -> tuple[float, str]:
-    """Targets change places inside each source, apart from the others; the statistic is the mean rho."""
-    if not rows:
-        return math.nan, "no source has a rho"
-    scores = [(rank_score(x[row]), rank_score(y[row])) for row in rows]
-    observed = sum(float(u @ v) for u, v in scores) / len(rows)
-    total = math.prod(math.factorial(len(row)) for row in rows)
-    if total <= math.factorial(EXACT_UP_TO):
-        every = [v[orderings(len(v))] @ u for u, v in scores]
-        means = reduce(np.add.outer, every).ravel() / len(rows)
-        method = f"targets permuted within source, all {total} ways"
-        return reached(means, observed) / total, method
-    generator = np.random.default_rng(seed)
-    means = np.zeros(permutations)
-    for u, v in scores:
-        means += generator.permuted(np.tile(v, (permutations, 1)), axis=1) @ u / len(rows)
-    method = f"targets permuted within source, {permutations} draws, seed {seed}"
-    return (1 + reached(means, observed)) / (1 + permutations), method
+def _without_each(x: Float[np.ndarray, "pair"], y: Float[np.ndarray, "pair"], rows: Rows) -> dict[str, float]:
+    """Pooled rho without each source, whose values are taken out of the counts that ranks are made of."""
+    equals = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
+    counts = [np.bincount(equal) for equal in equals]
+    found = {}
+    for name, row in rows.items():
+        kept = np.ones(len(x), dtype=bool)
+        kept[row] = False
+        if kept.sum() < FEWEST or is_constant(x[kept]) or is_constant(y[kept]):
+            found[name] = math.nan
+            continue
+        scores = []
+        for equal, count in zip(equals, counts, strict=True):
+            left = count - np.bincount(equal[row], minlength=len(count))
+            ranks = np.cumsum(left) - (left - 1) / 2  # the average of those of equal values
+            scores.append(unit_score(ranks[equal[kept]]))
+        found[name] = float(np.clip(scores[0] @ scores[1], -1, 1))
+    return found
 
 
 def _pooled_ranks(values: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "pair"] | None:
@@ -219,50 +210,6 @@ def _between(x: Float[np.ndarray, "pair"], y: Float[np.ndarray, "pair"], rows: R
     # equal means of other summands differ by rounding and would not tie
     x_mean, y_mean = (np.round(mean / scale, 12) for mean, scale in zip(means, scales, strict=True))
     return spearman(x_mean, y_mean, unit="source")
-
-
-def _block_p(
-    ranks: Ranks, rows: Rows, targets: Sequence[str], seed: int, permutations: int
-) -> tuple[float, str]:
-    """Each source is given another's whole row of predictors; the statistic is the pooled rho.
-
-    Pooled ranks do not change when rows change places, so rho is a sum over sources of products of rows.
-    """
-    k = len(rows)
-    if ranks[0] is None or ranks[1] is None:
-        return math.nan, "x or y constant"
-    if k < 2 or len({len(row) for row in rows.values()}) > 1:
-        return (
-            math.nan,
-            f"{k} sources with unequal numbers of targets cannot change places" if k > 1 else "one source",
-        )
-    products = np.array([
-        [ranks[0][_aligned(giver, receiver, targets)] @ ranks[1][receiver] for giver in rows.values()]
-        for receiver in rows.values()
-    ])  # fmt: skip
-    observed = float(np.trace(products))
-    if k <= EXACT_UP_TO:
-        drawn = products[np.arange(k), orderings(k)].sum(1)
-        text = f"whole sources permuted, all {len(drawn)} ways: no p below {1 / len(drawn):.2g}"
-        return reached(drawn, observed) / len(drawn), text
-    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(k), (permutations, 1)), axis=1)
-    drawn = products[np.arange(k), orders].sum(1)
-    text = f"whole sources permuted, {permutations} draws, seed {seed}"
-    return (1 + reached(drawn, observed)) / (1 + permutations), text
-
-
-def _aligned(
-    giver: Int[np.ndarray, "target"], receiver: Int[np.ndarray, "target"], targets: Sequence[str]
-) -> Int[np.ndarray, "target"]:
-    """The giver's pairs in the receiver's order of targets; what only one of them has is paired in order.
-
-    Sources lack themselves as target: where B gives to A, its value at A stands in for its own.
-    """
-    place = {targets[pair]: pair for pair in giver}
-    wanted = [targets[pair] for pair in receiver]
-    common = set(wanted)
-    spare = iter([pair for name, pair in place.items() if name not in common])
-    return np.array([place[name] if name in place else next(spare) for name in wanted])
 
 
 def _likeness(x: Float[np.ndarray, "pair"], y: Float[np.ndarray, "pair"], rows: Rows) -> dict[str, Icc]:
