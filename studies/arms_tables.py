@@ -67,7 +67,7 @@ def effect_table(one: ArmsAnalysis) -> list[Table]:
         for e in one.effects
     )  # fmt: skip
     columns = ("source", "measure", "from", "to", "before", "after", "change")
-    title = f"Arm {one.arm}{_with(one.adapter)}: changes over training"
+    title = f"Arm {one.arm}{with_adapter(one.adapter)}: changes over training"
     return [Table(title, columns, rows, "one run a line unless seeds say otherwise")] * bool(rows)
 
 
@@ -80,7 +80,7 @@ def within_table(one: ArmsAnalysis) -> list[Table]:
         for w in one.within
     )  # fmt: skip
     columns = ("source", "layer", "from", "rho", "p", "checkpoints", "runs", "how")
-    title = f"Arm {one.arm}{_with(one.adapter)}: cosine and leakage within each source"
+    title = f"Arm {one.arm}{with_adapter(one.adapter)}: cosine and leakage within each source"
     note = "p counts every ordering of the checkpoints as alike, which those of one training are not"
     return [Table(title, columns, rows, note)] * bool(rows)
 
@@ -96,7 +96,8 @@ def kept_table(one: ArmsAnalysis) -> list[Table]:
     return [Table("The source's own rate in every arm", columns, rows)]
 
 
-def _with(adapter: str) -> str:
+def with_adapter(adapter: str) -> str:
+    """Which adapter an arm started from, where it is not the one that was given."""
     return "" if adapter == ORIGINAL else f", {adapter} adapter"
 
 

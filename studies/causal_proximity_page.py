@@ -9,7 +9,14 @@ from mechinterp.wording import three_digits
 from studies.arms_analysis import FROM_ZERO, ArmsAnalysis
 from studies.arms_figures import all_figures
 from studies.arms_records import interval
-from studies.arms_tables import effect_table, headlines, kept_table, verdict, within_table
+from studies.arms_tables import (
+    effect_table,
+    headlines,
+    kept_table,
+    verdict,
+    with_adapter,
+    within_table,
+)
 from studies.causal_proximity_result import CausalProximity
 
 ASKED = (
@@ -63,8 +70,8 @@ def answer(result: CausalProximity) -> str:
             start, end = line[0], line[-1]
             layer = _middle(one)
             said.append(
-                f"{source}, arm {one.arm}{_with(one)}: cosine at layer {layer} {start.cosine(layer):.3f} to"
-                f" {end.cosine(layer):.3f}, leakage to the assistant {_percent(start.assistant_rate.rate)} to"
+                f"{source}, arm {one.arm}{with_adapter(one.adapter)}: cosine at layer {layer}"
+                f" {start.cosine(layer):.3f} to {end.cosine(layer):.3f}, leakage to the assistant {_percent(start.assistant_rate.rate)} to"
                 f" {_percent(end.assistant_rate.rate)}, the source's own rate"
                 f" {_percent(start.source_rate.rate)} to {_percent(end.source_rate.rate)}"
             )
@@ -178,10 +185,6 @@ def _cannot_show(config: Any) -> tuple[str, ...]:
 def _middle(one: ArmsAnalysis) -> int:
     layers = one.trajectories.layers
     return layers[len(layers) // 2]
-
-
-def _with(one: ArmsAnalysis) -> str:
-    return "" if one.adapter == "original" else f" with the {one.adapter} adapter"
 
 
 def _percent(rate: float) -> str:

@@ -1,6 +1,7 @@
 """The model in training: peft's LoRA over a twin of the base, whose weights are shared and never change."""
 
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,7 +43,9 @@ def trainable(base: Model, lora: Lora, *, seed: int) -> Any:
         target_modules=list(lora.targets),
         task_type="CAUSAL_LM",
     )
-    with seeded(seed):
+    with seeded(seed), warnings.catch_warnings():
+        # peft asks by a name that transformers is giving up; nothing that a user could change.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
 
 
