@@ -9,7 +9,7 @@ import pandas as pd
 
 from mechinterp.figures import caption, heatmap, scatter
 from mechinterp.theme import colour, finish, label, numbers
-from studies.persona_table_columns import CONTENT, PROMPT, WINDOW
+from studies.persona_table_columns import CONTENT, PROMPT, WINDOW, Entry
 from studies.persona_table_result import COUPLINGS, PersonaTable
 from studies.predictors_figures import predictor_scatter
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 ACROSS = 3  # panels
+GAP = 80  # pixels between them, for ticks and titles
 SAID = {
     "prompt": "Rate with the own prompt before the other's answer (C)",
     "content": "Rate with the own answer behind the other's prompt (B)",
@@ -29,44 +30,48 @@ def main_columns(result: PersonaTable) -> tuple[str, ...]:
 
 
 def overview(result: PersonaTable) -> go.Figure:
-    """A panel a main column, a row a persona; a hollow cross where there is no value."""
+    """A panel a main column, a row a persona; the title counts those without a value."""
     from plotly.subplots import make_subplots
 
     columns, names = main_columns(result), [label(p, 30) for p in result.personas]
-    down = -(-len(columns) // ACROSS)
+    held = {column: [result.of(column)[p] for p in result.personas] for column in columns}
+    down, row = -(-len(columns) // ACROSS), 40 + 26 * len(names)
+    inner = down * row + (down - 1) * GAP
     figure = make_subplots(
-        rows=down, cols=ACROSS, shared_yaxes=True, horizontal_spacing=0.04,
-        vertical_spacing=0.35 / max(down, 1),
-        subplot_titles=[_broken(column) for column in columns],
+        rows=down, cols=ACROSS, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=GAP / inner,
+        subplot_titles=[_titled(column, held[column]) for column in columns],
     )  # fmt: skip
     for place, column in enumerate(columns):
         where: dict[str, Any] = {"row": place // ACROSS + 1, "col": place % ACROSS + 1}
-        held = [result.of(column)[p] for p in result.personas]
-        bounds = {
-            "type": "data", "symmetric": False,
-            "array": numbers(e.high - e.value for e in held),
-            "arrayminus": numbers(e.value - e.low for e in held),
-        }  # fmt: skip
-        studies = list(result.studies)
-        figure.add_scatter(
-            x=numbers(e.value for e in held), y=names, error_x=bounds, mode="markers",
-            marker={"size": 9, "color": colour(studies.index(held[0].study))}, showlegend=False,
-            customdata=[label(e.note or e.study, 80) for e in held],
-            hovertemplate="%{y}: %{x:.4g}<br>%{customdata}<extra></extra>", **where,
-        )  # fmt: skip
-        without = [name for name, entry in zip(names, held, strict=True) if math.isnan(entry.value)]
-        if without:
-            figure.add_annotation(
-                text=f"no value: {len(without)} of {len(names)}", x=1, y=1, xanchor="right", yanchor="top",
-                xref="x domain", yref="y domain", showarrow=False, font={"size": 11}, **where,
-            )  # fmt: skip
+        _dots(figure, held[column], names, colour(result.studies.index(held[column][0].study)), where)
     figure.update_yaxes(categoryorder="array", categoryarray=names, autorange="reversed")
     notes = ["colours are studies; bars are 95 % intervals where a study has one"]
     finish(figure, "What the studies say of each persona", _said(result, []), notes, x_title="", y_title="")
-    height = figure.to_dict()["layout"]["margin"]["t"] + down * (110 + 26 * len(names))
+    above = figure.to_dict()["layout"]["margin"]["t"] + 30
     figure.update_annotations(font_size=12)
-    figure.update_layout(height=height, margin_t=figure.to_dict()["layout"]["margin"]["t"] + 30)
+    figure.update_layout(height=above + inner + 60, margin_t=above, margin_b=60)
     return figure
+
+
+def _dots(figure: go.Figure, held: list[Entry], names: list[str], paint: str, where: dict[str, Any]) -> None:
+    """A column's values with their bounds; what is nothing but rounding is no bound."""
+    bounds = {
+        "type": "data", "symmetric": False,
+        "array": numbers(round(e.high - e.value, 12) for e in held),
+        "arrayminus": numbers(round(e.value - e.low, 12) for e in held),
+    }  # fmt: skip
+    figure.add_scatter(
+        x=numbers(e.value for e in held), y=names, error_x=bounds, mode="markers",
+        marker={"size": 9, "color": paint}, showlegend=False,
+        customdata=[label(e.note or e.study, 80) for e in held],
+        hovertemplate="%{y}: %{x:.4g}<br>%{customdata}<extra></extra>", **where,
+    )  # fmt: skip
+
+
+def _titled(column: str, held: list[Entry]) -> str:
+    """The column, and under it how many personas have no value."""
+    without = sum(math.isnan(entry.value) for entry in held)
+    return label(column, 48) + (f"<br>no value: {without} of {len(held)}" if without else "")
 
 
 def rho_map(result: PersonaTable) -> go.Figure:
@@ -117,12 +122,6 @@ def all_figures(result: PersonaTable) -> dict[str, tuple[go.Figure, str]]:
                 said = "A point a source and other persona: do near personas bring each other's marker out?"
                 found[f"coupling_{what}_{name.lower()}"] = (figure, said)
     return found
-
-
-def _broken(text: str) -> str:
-    """A panel's title on two lines where it is long."""
-    head, comma, tail = text.partition(", ")
-    return f"{label(head, 44)}<br>{label(tail, 48)}" if comma else label(text, 48)
 
 
 def _said(result: PersonaTable, more: list[str]) -> str:

@@ -8,7 +8,7 @@ from mechinterp.results import library_versions
 from mechinterp.runs import Run, spent, used
 from mechinterp.wording import p_value, three_digits
 from studies.output_divergence_result import JS
-from studies.persona_table_figures import SAID, all_figures
+from studies.persona_table_figures import SAID, all_figures, main_columns
 from studies.persona_table_result import COUPLINGS, PersonaTable
 
 ASKED = (
@@ -34,7 +34,7 @@ def page(config: Any, result: PersonaTable, run: Run) -> Page:
         compute=spent(run),
         digests=used(run),
         figures=all_figures(result),
-        tables=(row_table(result), missing_table(result), together_table(result)),
+        tables=[row_table(result), *study_tables(result), missing_table(result), together_table(result)],
         caveats=tuple(caveats(result)),
         cannot_show=(
             "Whether one of these brings another about: all are measured, none is moved.",
@@ -49,7 +49,9 @@ def answer(result: PersonaTable) -> str:
         f"{len(result.personas)} personas over {len(result.studies)} studies ({', '.join(result.studies)})."
     )
     lacking = sum(len(held) for held in result.missing().values())
-    said = [told, f"{lacking} of {len(result.entries)} values are not there; the reasons are in a table."]
+    said = [told]
+    if lacking:
+        said.append(f"{lacking} of {len(result.entries)} values are not there; a table says why.")
     defined = [one for one in result.together if not math.isnan(one.rho.estimate)]
     if not result.together:
         return " ".join([*said, f"No two studies share {result.fewest} personas: the table only."])
@@ -81,7 +83,8 @@ def headlines(result: PersonaTable) -> list[Headline]:
             continue
         for name, one in result.coupling[what].spearman.items():
             pooled = one.pooled
-            note = f"naive: pairs share sources; mean within {three_digits(one.mean_within)}"
+            inner = "not defined" if math.isnan(one.mean_within) else three_digits(one.mean_within)
+            note = f"naive: pairs share sources; mean within {inner}"
             found.append(
                 Headline(f"coupling by {what} and {name}: pooled rho", pooled.estimate, None, None, pooled.n,
                          "pair", "", pooled.p_method, pooled.p, note)
@@ -108,14 +111,32 @@ def caveats(result: PersonaTable) -> list[str]:
 
 
 def row_table(result: PersonaTable) -> Table:
-    """One row a persona."""
+    """The main columns of all studies, one row a persona."""
+    note = (
+        "an empty field has its reason in a table below; bounds and all other columns are in those of a study"
+    )
     frame = result.to_dataframe()
+    columns = ["persona", *main_columns(result), *(["label"] if "label" in frame else [])]
+    return _rows("One row a persona", frame, columns, note)
+
+
+def study_tables(result: PersonaTable) -> list[Table]:
+    """Every column of each study with its 95 % bounds."""
+    frame, found = result.to_dataframe(), []
+    for study in result.studies:
+        mine = tuple(dict.fromkeys(e.column for e in result.entries if e.study == study))
+        bounds = {column: [f"{column}, low", f"{column}, high"] for column in mine}
+        columns = [name for c in mine for name in (c, *bounds[c]) if name in frame]
+        found.append(_rows(f"Every column of {study}", frame, ["persona", *columns], "bounds are 95 %"))
+    return found
+
+
+def _rows(title: str, frame: Any, columns: list[str], note: str) -> Table:
     rows = tuple(
         tuple(None if isinstance(v, float) and math.isnan(v) else v for v in row)
-        for row in frame.itertuples(index=False, name=None)
+        for row in frame[columns].itertuples(index=False, name=None)
     )
-    note = "an empty field has its reason in the next table; bounds are 95 %"
-    return Table("One row a persona", tuple(frame.columns), rows, note)
+    return Table(title, tuple(columns), rows, note)
 
 
 def missing_table(result: PersonaTable) -> Table:

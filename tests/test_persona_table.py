@@ -13,7 +13,7 @@ from mechinterp.results import load_result
 from studies.leakage_result import Leakage, Record
 from studies.persona_table_columns import CONTENT, EVERY, NOT_HELD, OF, PROMPT, WINDOW
 from studies.persona_table_figures import all_figures
-from studies.persona_table_page import answer, missing_table
+from studies.persona_table_page import answer, caveats, headlines, missing_table, row_table, study_tables
 from studies.persona_table_result import PersonaTable, conclude
 from studies.prefix_completion_result import Count, PrefixCompletion
 from studies.prefix_completion_rows import Condition
@@ -198,6 +198,13 @@ def test_it_loads_back_and_its_page_says_what_is_there(table, tmp_path):
     assert table.figure().to_dict()["layout"]["title"]["text"]
     assert set(OF) == set(table.studies)
     assert "personas over 4 studies" in table.headline()
+    one, shown = row_table(table), study_tables(table)
+    assert [row[0] for row in one.rows] == list(PEOPLE) and one.columns[-1] == "label"
+    both = {name for each in shown for name in each.columns}
+    assert set(table.columns) <= both and set(one.columns) - {"label"} <= both and len(shown) == 4
+    lines = headlines(table)
+    assert len(lines) == len(table.together) + 4 and any("not defined" in line.note for line in lines)
+    assert f"{len(table.together)} associations; the p values are not corrected" in " ".join(caveats(table))
 
 
 # runs -------------------------------------------------------------------------------------------------------
