@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,31 +83,45 @@ class Leakage(Result):
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted({record.seed for record in self.records}))
 
+    @cached_property
+    def _by_direction(self) -> dict[tuple[str, str], list[Record]]:
+        """The records of each source and target, in their order; a hundred targets are asked for often."""
+        found: dict[tuple[str, str], list[Record]] = {}
+        for record in self.records:
+            found.setdefault((record.source, record.target), []).append(record)
+        return found
+
     def rate(
         self, source: str, target: str, *, run: int | None = None, seed: int | None = None,
         question: str | None = None,
     ) -> Interval:  # fmt: skip
         """found / total of one direction with Wilson's interval, over all runs, seeds, questions or one."""
+        return wilson(*self._counted(source, target, run=run, seed=seed, question=question))
+
+    def _estimate(self, source: str, target: str, **which: Any) -> float:
+        """The rate alone: an interval takes a hundred times as long."""
+        found, total = self._counted(source, target, **which)
+        return found / total if total else math.nan
+
+    def _counted(
+        self, source: str, target: str, *, run: int | None = None, seed: int | None = None,
+        question: str | None = None,
+    ) -> tuple[int, int]:  # fmt: skip
         mine = [
             r
-            for r in self.records
-            if (r.source, r.target) == (source, target)
-            and run in (None, r.run)
-            and seed in (None, r.seed)
-            and question in (None, r.question)
+            for r in self._by_direction.get((source, target), ())
+            if run in (None, r.run) and seed in (None, r.seed) and question in (None, r.question)
         ]
         if not mine:
             raise ValueError(
                 f"there are no answers of the model of {source!r} under {target!r}; the sources are"
                 f" {', '.join(self.sources)}, the targets {', '.join(self.targets)}"
             )
-        return wilson(sum(r.found for r in mine), sum(r.total for r in mine))
+        return sum(r.found for r in mine), sum(r.total for r in mine)
 
     def row(self, source: str, **which: Any) -> np.ndarray:
         """The rates of a source under every target, in the order of `targets`; the source itself is NaN."""
-        return np.array(
-            [np.nan if t == source else self.rate(source, t, **which).estimate for t in self.targets]
-        )
+        return np.array([np.nan if t == source else self._estimate(source, t, **which) for t in self.targets])
 
     def pairs(self, *, without: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
         """(source, target) of all directed pairs of different personas."""
@@ -116,7 +132,7 @@ class Leakage(Result):
         bystanders = [t for t in self.targets if t not in (source, self.assistant, *without)]
         if not bystanders:
             raise ValueError(f"{source} has no bystander among {', '.join(self.targets)}; name more targets")
-        rates = {t: self.rate(source, t).estimate for t in bystanders}
+        rates = {t: self._estimate(source, t) for t in bystanders}
         highest = max(rates, key=lambda t: rates[t])
         own, breadth = self.rate(source, source), float(np.mean(list(rates.values())))
         row = self.row(source)
@@ -149,8 +165,8 @@ class Leakage(Result):
 
     def _line(self, source: str, target: str) -> dict[str, Any]:
         found = self.rate(source, target)
-        mine = [r for r in self.records if (r.source, r.target) == (source, target)]
-        by_seed = [self.rate(source, target, seed=seed).estimate for seed in {r.seed for r in mine}]
+        mine = self._by_direction[source, target]
+        by_seed = [self._estimate(source, target, seed=seed) for seed in {r.seed for r in mine}]
         return {
             "source": source,
             "target": target,
