@@ -1,6 +1,8 @@
 """The table of personas: planted effects in their columns, reasons for what is not there, joined runs."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,12 @@ def test_a_run_of_another_study_and_an_unfinished_one_are_refused(runs, tmp_path
         running.run(
             joined({**runs, "prefix_completion": tmp_path / "part"}), tmp_path / "run", progress=False
         )
+
+
+def test_trained_models_of_other_weights_are_not_joined(runs, tmp_path):
+    other = shutil.copytree(runs["prefix_completion"], tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["models"]["villain/0"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="another villain/0 than the runs before it: the weights differ"):
+        running.run(joined({**runs, "prefix_completion": other}), tmp_path / "run", progress=False)
