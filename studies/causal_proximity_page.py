@@ -8,7 +8,7 @@ from mechinterp.runs import Run, spent, used
 from mechinterp.wording import three_digits
 from studies.arms_analysis import FROM_ZERO, ArmsAnalysis
 from studies.arms_figures import all_figures
-from studies.arms_records import interval
+from studies.arms_records import Point, interval
 from studies.arms_tables import (
     effect_table,
     headlines,
@@ -60,22 +60,28 @@ def page(config: Any, result: CausalProximity, run: Run) -> Page:
 
 
 def answer(result: CausalProximity) -> str:
-    """What leakage and cosine did in every arm, by source; then what the analysis says of the first."""
+    """In how many sources cosine and leakage rose in every arm; then what the analysis says of the first."""
     said = []
     for one in result.analyses:
-        for source in one.trajectories.sources:
-            line = one.trajectories.line(one.arm, source, adapter=one.adapter)
-            if not line:
-                continue
-            start, end = line[0], line[-1]
-            layer = _middle(one)
-            said.append(
-                f"{source}, arm {one.arm}{with_adapter(one.adapter)}: cosine at layer {layer}"
-                f" {start.cosine(layer):.3f} to {end.cosine(layer):.3f}, leakage to the assistant {_percent(start.assistant_rate.rate)} to"
-                f" {_percent(end.assistant_rate.rate)}, the source's own rate"
-                f" {_percent(start.source_rate.rate)} to {_percent(end.source_rate.rate)}"
-            )
-    return "; ".join(said) + ". " + " ".join(verdict(result.analyses[0]))
+        lines = [one.trajectories.line(one.arm, s, adapter=one.adapter) for s in one.trajectories.sources]
+        held, layer = [line for line in lines if line], _middle(one)
+        nearer = sum(line[-1].cosine(layer) > line[0].cosine(layer) for line in held)
+        more = sum(line[-1].assistant_rate.rate > line[0].assistant_rate.rate for line in held)
+        said.append(
+            f"Arm {one.arm}{with_adapter(one.adapter)}: from 0 to 100 % the cosine of layer {layer} rose in"
+            f" {nearer} of {len(held)} sources and leakage to the assistant in {more}"
+            + (f" ({_told(held[0], layer)})" if len(held) == 1 else "")
+        )
+    return ". ".join([*said, *verdict(result.analyses[0])])
+
+
+def _told(line: tuple[Point, ...], layer: int) -> str:
+    start, end = line[0], line[-1]
+    return (
+        f"{start.source}: cosine {start.cosine(layer):.3f} to {end.cosine(layer):.3f}, leakage"
+        f" {_percent(start.assistant_rate.rate)} to {_percent(end.assistant_rate.rate)}, own rate"
+        f" {_percent(start.source_rate.rate)} to {_percent(end.source_rate.rate)}"
+    )
 
 
 def merge_table(result: CausalProximity) -> Table:
