@@ -4,6 +4,7 @@ import math
 
 from mechinterp.report import Headline, Table
 from studies.arms_analysis import FROM_FIRST, ArmsAnalysis
+from studies.arms_effects import ALIKE, PERCENTAGE_POINTS
 from studies.arms_records import ORIGINAL, interval
 
 
@@ -82,6 +83,33 @@ def within_table(one: ArmsAnalysis) -> list[Table]:
     columns = ("source", "layer", "from", "rho", "p", "checkpoints", "runs", "how")
     title = f"Arm {one.arm}{with_adapter(one.adapter)}: cosine and leakage within each source"
     note = "p counts every ordering of the checkpoints as alike, which those of one training are not"
+    return [Table(title, columns, rows, note)] * bool(rows)
+
+
+def between_table(one: ArmsAnalysis) -> list[Table]:
+    """Over sources: signs, correlations at the last checkpoint, what all checkpoints together give, ICC."""
+    found = one.to_dataframe()
+    rows = tuple(
+        (row.figure, "" if row.layer != row.layer else int(row.layer), _signed(row.estimate), _p(row.p),
+         f"{row.n} {row.unit}s", row.note)
+        for row in found[~found["figure"].str.startswith("within ")].itertuples()
+    )  # fmt: skip
+    columns = ("figure", "layer", "estimate", "p", "n", "what it is")
+    title = f"Arm {one.arm}{with_adapter(one.adapter)}: over sources, at {one.percent} %"
+    return [Table(title, columns, rows)] * bool(rows)
+
+
+def beside_table(one: ArmsAnalysis) -> list[Table]:
+    """Whether the marker goes to the assistant or to everyone, at the last checkpoint."""
+    rows = tuple(
+        (b.source, f"{b.assistant:.3f}", f"{b.bystander_mean:.3f}", f"{b.lowest:.3f}", f"{b.highest:.3f}",
+         b.n_bystanders, f"{b.difference:+.1f}", "yes" if b.alike else "no")
+        for b in one.beside
+    )  # fmt: skip
+    columns = ("source", "assistant", "bystander mean", "lowest", "highest", "bystanders", "difference, pp",
+               "alike")  # fmt: skip
+    title = f"Arm {one.arm}{with_adapter(one.adapter)}: the assistant beside bystanders, at {one.percent} %"
+    note = f"alike: within {PERCENTAGE_POINTS * ALIKE:g} percentage points"
     return [Table(title, columns, rows, note)] * bool(rows)
 
 

@@ -10,6 +10,8 @@ from studies.arms_analysis import FROM_ZERO, ArmsAnalysis
 from studies.arms_figures import all_figures
 from studies.arms_records import Point, interval
 from studies.arms_tables import (
+    beside_table,
+    between_table,
     effect_table,
     headlines,
     kept_table,
@@ -50,8 +52,8 @@ def page(config: Any, result: CausalProximity, run: Run) -> Page:
         digests=used(run),
         figures=figures,
         tables=[
-            *effect_table(first), *within_table(first), *kept_table(first), merge_table(result),
-            *(table for one in others for table in (*effect_table(one), *within_table(one))),
+            *_tables(first), *kept_table(first), merge_table(result),
+            *(table for one in others for table in _tables(one)),
         ],
         samples=_samples(result),
         caveats=tuple(caveats(config, result)),
@@ -82,6 +84,10 @@ def _told(line: tuple[Point, ...], layer: int) -> str:
         f" {_percent(start.assistant_rate.rate)} to {_percent(end.assistant_rate.rate)}, own rate"
         f" {_percent(start.source_rate.rate)} to {_percent(end.source_rate.rate)}"
     )
+
+
+def _tables(one: ArmsAnalysis) -> list[Table]:
+    return [*effect_table(one), *within_table(one), *beside_table(one), *between_table(one)]
 
 
 def merge_table(result: CausalProximity) -> Table:

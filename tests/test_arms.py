@@ -26,6 +26,7 @@ from studies.arms_figures import (
 )
 from studies.arms_formats import read_trajectories, trajectories_of, write_trajectories
 from studies.arms_records import Directed, Point, Quality, Trajectories, pooled
+from studies.arms_tables import beside_table, between_table, within_table
 from studies.divergence_records import Cosines
 from studies.marker_records import MarkerEval, MarkerRate, write_marker_eval
 from tests.planted_arms import CENTRES, GAPS, PERCENTS, PERSONAS, SOURCES, leakage, published_table
@@ -266,6 +267,16 @@ def test_what_does_not_vary_has_no_rho_and_says_why_fault_106():
     one = found.rho("villain", 15).association
     assert math.isnan(one.estimate) and math.isnan(one.p) and "y constant" in one.method
     assert found.trends == () and math.isnan(found.between[15].p) and math.isnan(found.icc[OUTCOME].value)
+
+
+def test_the_tables_name_the_wrong_way_the_variable_of_an_icc_and_who_leaks_like_the_assistant(planted):
+    (over,), (beside,), (within,) = between_table(planted), beside_table(planted), within_table(planted)
+    said = {row[0]: row for row in over.rows}
+    assert WRONG in said["pooled"][-1] and "4 sources" in said["between sources"][4]
+    assert {name for name in said if name.startswith("ICC")} >= {f"ICC {OUTCOME}", "ICC cosine L15"}
+    assert [row[-1] for row in beside.rows] == ["yes", "yes", "no", "no"]
+    assert beside.rows[3][-2] == "+30.0" and len(within.rows) == 4 * 2
+    assert all(row[3].startswith("-1.000") and row[4] == "0.0167" for row in within.rows), "2 of 5! orders"
 
 
 def test_icc_is_that_of_the_named_variable(planted):

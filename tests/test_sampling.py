@@ -491,6 +491,22 @@ def test_draws_have_the_top_p_distribution(top_p, fallback):
     assert float((got - expected).abs().sum() / 2) < 0.02
 
 
+@pytest.mark.parametrize("d_vocab", [30, drawing.BLOCK, drawing.BLOCK + 1, 3 * drawing.BLOCK - 200])
+def test_a_draw_is_where_the_whole_cumulative_mass_passes_its_number(d_vocab):
+    """Blocks of the vocabulary change nothing: against the running sum of all ids in float64."""
+    logits = 3 * random(0, 200, d_vocab)
+    logits[:, [0, d_vocab // 2, d_vocab - 1]] = -torch.inf
+    uniform = torch.rand(200, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    uniform[:3, 0] = torch.tensor([0.0, 1 - 2**-53, 0.5])
+    p = (logits / 0.7).softmax(-1).double()
+    total = p.cumsum(-1)
+    expected = torch.searchsorted(total, uniform * total[:, -1:], right=True).squeeze(1)
+    got = drawing.draw(logits, uniform, 0.7, 1.0)
+    apart = (total.gather(1, expected[:, None].clamp_max(d_vocab - 1)) - uniform).abs().squeeze(1)
+    assert (got == expected)[apart > 1e-6].all() and (apart > 1e-6).sum() > 190
+    assert (p.gather(1, got[:, None]) > 0).all(), "an id without mass was drawn"
+
+
 def _missing(logits: torch.Tensor, temperature: float, top_p: float) -> float:
     """A uniform number that lands on an id outside the nucleus, so that every try misses."""
     p = (logits / temperature).softmax(-1).double()

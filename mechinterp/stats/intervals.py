@@ -7,6 +7,7 @@ that a report of hours of computing is still written.
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -100,14 +101,20 @@ def cluster_interval(
 
 def wilson(found: int, total: int, *, unit: str = "answer", level: float = 0.95) -> Interval:
     """A rate with Wilson's score interval, which stays within [0, 1] and is honest at 0 and at all."""
-    from scipy.stats import binomtest
-
     if not 0 <= found <= total:
         raise ValueError(f"a rate counts found of total, 0 <= found <= total, not {found} of {total}")
     if total == 0:
         return Interval(math.nan, math.nan, math.nan, 0, unit, "Wilson", level, f"no {unit}s, so no rate")
+    return Interval(found / total, *_wilson(found, total, level), total, unit, "Wilson", level)
+
+
+@cache
+def _wilson(found: int, total: int, level: float) -> tuple[float, float]:
+    """Kept, for scipy takes a millisecond and tables hold the same few counts ten thousand times."""
+    from scipy.stats import binomtest
+
     bounds = binomtest(found, total).proportion_ci(level, method="wilson")
-    return Interval(found / total, float(bounds.low), float(bounds.high), total, unit, "Wilson", level)
+    return float(bounds.low), float(bounds.high)
 
 
 def curve_interval(
