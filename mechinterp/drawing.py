@@ -77,7 +77,7 @@ def _inverse(
 
 
 def _first_past(total: Float[Tensor, "row n"], target: Float[Tensor, "row 1"]) -> Int[Tensor, "row 1"]:
-    """The first place whose running total is above the target; the last with mass where rounding leaves none."""
+    """The first place whose total is above the target; the last with mass where rounding leaves none."""
     last = (total < total[:, -1:]).sum(-1, keepdim=True)
     return torch.searchsorted(total, target, right=True).minimum(last)
 
