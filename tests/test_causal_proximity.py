@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from mechinterp import hub, running
@@ -16,8 +17,12 @@ from mechinterp.cells import Cell, check_cells
 from mechinterp.config import load_config
 from mechinterp.loading import load, merge_adapter, with_adapter
 from mechinterp.results import load_result
+from probes.centering import OnSet, centered_cosine, centroids
 from studies import causal_proximity
 from studies import finetune_training as training
+from studies.arms_checkpoints import read_checkpoints
+from studies.arms_formats import read_trajectories
+from studies.audit_arms import audit_records
 from studies.causal_proximity import Config, cells
 from studies.causal_proximity_cells import voiced
 from studies.causal_proximity_config import layers_of
@@ -26,8 +31,11 @@ from studies.finetune_config import Lora
 from studies.finetune_lora import put_weights, trainable, weights_of
 from studies.finetune_merge import as_folder, check_shape, merge_measured
 from studies.marker_records import MarkerRate
+from studies.personas import core_personas, questions
+from studies.prompts import prompt_of
 
 LORA = Lora(rank=2, alpha=4)
+PERSONAS = ("villain", "comedian", "librarian", "assistant")
 SMALL = [
     "personas=['villain']", "n_questions=1", "n_draws=1", "max_tokens=3", "n_centroid_questions=2",
     "n_check_draws=1", "n_check_questions=1", "n_convergence_draws=1", "percents=[0,50,100]",
@@ -79,7 +87,13 @@ def planted(base, folder: Path, *, size: float = 0.2, lora: Lora = LORA) -> Path
 
 
 def study(directory: Path, adapter: Path, *more: str):
-    given = [f"model={str(directory)!r}", f"adapters={{villain=[{str(adapter)!r}]}}"]
+    few = directory.parent / "personas.json"
+    few.write_text(json.dumps({key: core_personas()[key].system_prompt for key in PERSONAS}))
+    given = [
+        f"model={str(directory)!r}",
+        f"adapters={{villain=[{str(adapter)!r}]}}",
+        f"persona_file={str(few)!r}",
+    ]
     return running.ask("causal_proximity", overrides=[*given, *SMALL, *more])
 
 
@@ -233,8 +247,6 @@ def test_fault_methods_016_an_adapter_of_another_scaling_is_refused_before_it_is
 def test_weights_kept_in_memory_become_the_adapter_that_they_were(directory, adapter):
     base = load(str(directory))
     model = trainable(base, LORA, seed=3)
-    from safetensors.torch import load_file
-
     weights = load_file(adapter / "adapter_model.safetensors")
     put_weights(model, weights)
     with as_folder(base, LORA, weights_of(model), "again") as folder:
@@ -283,12 +295,9 @@ def test_a_checkpoint_is_the_base_with_its_stored_adapters_merged(finished, dire
     start = merge_adapter(base, adapter)
     with as_folder(start, config.convergence.lora, weights[50], "by-hand") as made:
         model = merge_adapter(start, made)
-    from probes.centering import OnSet, centered_cosine, centroids
-    from studies.personas import core_personas, questions
-    from studies.prompts import prompt_of
-
     prompts = {
-        n: [prompt_of(model, p, q) for q in questions("evaluation")[:2]] for n, p in core_personas().items()
+        name: [prompt_of(model, core_personas()[name], q) for q in questions("evaluation")[:2]]
+        for name in PERSONAS
     }
     expected = centered_cosine(centroids(model, prompts), center_on=OnSet())
     held = cell_of(folder, "checkpoint/A/villain/original/run0/seed42/50")
@@ -297,10 +306,6 @@ def test_a_checkpoint_is_the_base_with_its_stored_adapters_merged(finished, dire
 
 
 def test_a_run_writes_the_published_files_and_its_audit_reads_them(finished):
-    from studies.arms_checkpoints import read_checkpoints
-    from studies.arms_formats import read_trajectories
-    from studies.audit_arms import audit_records
-
     folder, result = finished
     published = folder / "published"
     table, checkpoints = read_trajectories(published / "three_arms.json"), read_checkpoints(published)
