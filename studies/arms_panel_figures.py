@@ -80,7 +80,7 @@ def finish_panels(
     x_title: str = "% of the training", n: int | None = None,
 ) -> None:  # fmt: skip
     """Title, caption and notes; the panels' own titles of their y axes stay."""
-    more = [f"{len(found.sources)} sources"]
+    more = [f"{len(found.sources)} source{'s' * (len(found.sources) > 1)}"]
     said = caption(found.model, n=n or len(found.points), unit="checkpoint", seeds=found.seeds,
                    band=band or band_of(found), more=more)  # fmt: skip
     titles = {axis.plotly_name: axis.title.text for axis in figure.select_yaxes()}
