@@ -111,12 +111,17 @@ def merge_table(result: CausalProximity) -> Table:
 def caveats(config: Any, result: CausalProximity) -> list[str]:
     """What follows from this run's own numbers."""
     found = []
-    for source in result.trajectories.sources:
-        quality = result.trajectories.adapter_quality(source)
-        if quality is not None and not quality.specific:
+    for quality in result.trajectories.quality:
+        which = f"The {quality.adapter} marker adapter of {quality.source}"
+        if quality.pattern == "weak":
             found.append(
-                f"The marker adapter of {source} is {quality.pattern} before any merge: what reaches the"
-                " assistant in arms A and C was there before."
+                f"{which} hardly writes the marker before any merge ({_percent(quality.source_rate)} for its"
+                " own source): arms A and C with it say nothing of leakage."
+            )
+        elif not quality.specific:
+            found.append(
+                f"{which} is {quality.pattern} before any merge: what reaches the assistant in arms A and C"
+                " was there before."
             )
     gone = [r for r in result.analyses[0].retention if r.gone_at is not None]
     found += [

@@ -278,6 +278,9 @@ def test_every_arm_has_its_trajectory_from_zero_and_the_report_is_written(finish
     assert result.merge_table()["scaling"].nunique() == 2
     report = (folder / "report.html").read_text()
     assert "Every merge, measured on both sides" in report and "changes over training" in report
+    assert report.count("hardly writes the marker before any merge") >= 2, (
+        "neither adapter can, and both are named"
+    )
     assert result.figure().data and len(result.to_dataframe()) == len(result.checkpoints) == 3 * 5
     assert "villain" in result.headline()
     assert load_result(folder / "result").digest() == result.digest()
