@@ -89,10 +89,11 @@ def within_table(one: ArmsAnalysis) -> list[Table]:
 def between_table(one: ArmsAnalysis) -> list[Table]:
     """Over sources: signs, correlations at the last checkpoint, what all checkpoints together give, ICC."""
     found = one.to_dataframe()
+    held = found[~found["figure"].str.startswith("within ")].to_dict("records")
     rows = tuple(
-        (row.figure, "" if row.layer != row.layer else int(row.layer), _signed(row.estimate), _p(row.p),
-         f"{row.n} {row.unit}s", row.note)
-        for row in found[~found["figure"].str.startswith("within ")].itertuples()
+        (row["figure"], "" if row["layer"] != row["layer"] else int(row["layer"]), _signed(row["estimate"]),
+         _p(row["p"]), f"{row['n']} {row['unit']}s", row["note"])
+        for row in held
     )  # fmt: skip
     columns = ("figure", "layer", "estimate", "p", "n", "what it is")
     title = f"Arm {one.arm}{with_adapter(one.adapter)}: over sources, at {one.percent} %"
