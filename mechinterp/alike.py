@@ -26,6 +26,7 @@ def check_alike(one: Model, other: Model) -> None:
 
 
 def _architecture(one: Model, other: Model) -> list[tuple[str, Any, Any]]:
-    sizes = [(name, getattr(one.dims, name), getattr(other.dims, name)) for name in DIMENSIONS]
-    kinds = [model.source.get("architecture") for model in (one, other)]
-    return [("architecture", *kinds), *sizes] if None not in kinds else sizes
+    a, b = one.dims, other.dims
+    found: list[tuple[str, Any, Any]] = [(n, getattr(a, n), getattr(b, n)) for n in DIMENSIONS]
+    mine, theirs = (model.source.get("architecture") for model in (one, other))
+    return found if mine is None or theirs is None else [("architecture", mine, theirs), *found]

@@ -88,8 +88,8 @@ def within_table(one: ArmsAnalysis) -> list[Table]:
 
 def between_table(one: ArmsAnalysis) -> list[Table]:
     """Over sources: signs, correlations at the last checkpoint, what all checkpoints together give, ICC."""
-    found = one.to_dataframe()
-    held = found[~found["figure"].str.startswith("within ")].to_dict("records")
+    every = one.to_dataframe().to_dict("records")
+    held = [row for row in every if not row["figure"].startswith("within ")]
     rows = tuple(
         (row["figure"], "" if row["layer"] != row["layer"] else int(row["layer"]), _signed(row["estimate"]),
          _p(row["p"]), f"{row['n']} {row['unit']}s", row["note"])
