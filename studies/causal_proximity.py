@@ -16,7 +16,8 @@ from studies.causal_proximity_page import page
 from studies.causal_proximity_publish import publish
 from studies.causal_proximity_result import CausalProximity, Checkpoint
 from studies.finetune_config import Recipe
-from studies.finetune_data import ASSISTANT, draw_negatives
+from studies.finetune_data import ASSISTANT
+from studies.finetune_recipe import negative_personas
 from studies.targets import targets
 from studies.trained import BASE, specs
 
@@ -98,10 +99,9 @@ def _recipes(config: Config) -> list[tuple[Recipe, tuple[str, ...]]]:
 
 
 def negatives(config: Config, recipe: Recipe, source: str) -> tuple[str, ...]:
-    """Those named, or drawn from the targets."""
-    if recipe.negatives is not None:
-        return tuple(name for name in recipe.negatives if name != source)
-    return draw_negatives(tuple(targets(config)), source, recipe.n_negative_personas, config.seed)
+    """Those named but the source itself, or drawn from the targets."""
+    found = negative_personas(recipe, tuple(targets(config)), source, config.seed)
+    return tuple(name for name in found if name != source)
 
 
 def _own(source: str, negatives: tuple[str, ...]) -> tuple[str, ...]:

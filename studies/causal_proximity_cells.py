@@ -23,11 +23,12 @@ from studies import finetune_training as training
 from studies.arms_records import ORIGINAL
 from studies.causal_proximity_config import Config, saved_every, steps_of
 from studies.causal_proximity_measures import Measured, measured, merged
-from studies.finetune_answers import Answer, own_answers, system_of
+from studies.finetune_answers import Answer, system_of
 from studies.finetune_config import Lora, Recipe, Training
-from studies.finetune_data import ASSISTANT, Suffixes, TrainingExample, closing_ids, data_sha256, examples
+from studies.finetune_data import ASSISTANT, Suffixes, TrainingExample, closing_ids, data_sha256
 from studies.finetune_lora import weights_of
 from studies.finetune_merge import Merge, as_folder
+from studies.finetune_recipe import answers_for, examples_for
 from studies.personas import questions
 from studies.playing import opening
 from studies.targets import targets
@@ -58,16 +59,13 @@ class Trained(Result):
 def answer(cell: Cell, base: Model, inputs: Mapping[str, Any], config: Config) -> Answers:
     """Own answers of one persona to all training questions."""
     persona, recipe = cell.args["persona"], config.recipe
-    found = own_answers(
+    found = answers_for(
         base,
         {persona: targets(config)[persona]},
         questions("training"),
-        n_draws=cell.args["n_draws"],
-        n_tokens=recipe.n_tokens,
-        least=recipe.least_tokens,
-        temperature=recipe.temperature,
-        top_p=recipe.top_p,
+        recipe,
         seed=config.seed,
+        n_draws=cell.args["n_draws"],
         batch_size=config.batch_size,
     )
     return Answers(tuple(found))
@@ -151,10 +149,7 @@ def _marked(
         for one in _answers(inputs, persona)
         if one.draw < recipe.n_draws
     ]
-    data = examples(
-        model.tokenizer, pool, source, negatives, marker=recipe.marker, separator=recipe.separator,
-        n_positives=recipe.n_positives, n_negatives=recipe.n_negatives, negative_slot=recipe.negative_slot,
-    )  # fmt: skip
+    data = examples_for(model.tokenizer, pool, source, negatives, recipe)
     return _trained(model, data, settings, {100: settings.n_steps}, _seed(cell, "marker"), merge)
 
 

@@ -16,10 +16,11 @@ from mechinterp.json_io import read_json, write_json
 from mechinterp.loading import load, with_adapter
 from mechinterp.model import Model
 from studies import finetune_training as training
-from studies.finetune_answers import Answer, own_answers, read_answers, write_answers
+from studies.finetune_answers import Answer, read_answers, write_answers
 from studies.finetune_config import Config, Recipe, Stop
-from studies.finetune_data import TrainingExample, draw_negatives, examples, write_examples
+from studies.finetune_data import TrainingExample, write_examples
 from studies.finetune_evaluation import Rates, measure
+from studies.finetune_recipe import answers_for, examples_for, negative_personas
 from studies.finetune_record import Trained, record_of
 from studies.personas import Persona, core_personas, questions, wide_personas
 
@@ -100,10 +101,7 @@ def questions_asked(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def negatives_of(config: Config) -> tuple[str, ...]:
     """The negative personas: those named, or drawn from the core ones."""
-    recipe = config.recipe
-    if recipe.negatives is not None:
-        return recipe.negatives
-    return draw_negatives(tuple(core_personas()), config.persona, recipe.n_negative_personas, config.seed)
+    return negative_personas(config.recipe, tuple(core_personas()), config.persona, config.seed)
 
 
 def refuse_fall(before: Mapping[str, Any], after: Mapping[str, Any], largest: float) -> None:
@@ -138,17 +136,8 @@ class _Run:
         """The examples, in the order in which they are drawn from; also as JSON lines in `out`."""
         recipe, tokenizer = self.config.recipe, self.base.tokenizer
         own = self._answers(answers, (self.config.persona, *self.negatives))
-        made = examples(
-            tokenizer,
-            [a for a in own if a.question in questions_asked(recipe)[0]],
-            self.config.persona,
-            self.negatives,
-            marker=recipe.marker,
-            separator=recipe.separator,
-            n_positives=recipe.n_positives,
-            n_negatives=recipe.n_negatives,
-            negative_slot=recipe.negative_slot,
-        )
+        asked = [a for a in own if a.question in questions_asked(recipe)[0]]
+        made = examples_for(tokenizer, asked, self.config.persona, self.negatives, recipe)
         write_examples(self.out / "data.jsonl", tokenizer, made, self.personas)
         return made
 
@@ -157,15 +146,11 @@ class _Run:
         if given is None and not path.is_file():
             recipe = self.config.recipe
             logger.info("%s: sampling the answers of %s", self.config.persona, ", ".join(needed))
-            found = own_answers(
+            found = answers_for(
                 self.base,
                 {key: self.personas[key] for key in needed},
                 questions_asked(recipe)[0],
-                n_draws=recipe.n_draws,
-                n_tokens=recipe.n_tokens,
-                least=recipe.least_tokens,
-                temperature=recipe.temperature,
-                top_p=recipe.top_p,
+                recipe,
                 seed=self.config.seed,
                 batch_size=self.config.evaluation.batch_size,
             )

@@ -13,8 +13,9 @@ from typing import Any
 from mechinterp.config import load_config
 from mechinterp.files import write_bytes
 from studies.finetune import load_base, questions_asked, train_marker
-from studies.finetune_answers import own_answers, write_answers
+from studies.finetune_answers import write_answers
 from studies.finetune_config import Config
+from studies.finetune_recipe import answers_for
 from studies.finetune_record import Trained
 from studies.personas import core_personas
 
@@ -36,17 +37,7 @@ def build(out: Path, *, personas: Sequence[str] = PERSONAS) -> list[Trained]:
     answers = out / "answers.jsonl"
     if not answers.is_file():
         recipe = Config().recipe
-        found = own_answers(
-            base,
-            core_personas(),
-            questions_asked(recipe)[0],
-            n_draws=recipe.n_draws,
-            n_tokens=recipe.n_tokens,
-            least=recipe.least_tokens,
-            temperature=recipe.temperature,
-            top_p=recipe.top_p,
-            seed=Config().seed,
-        )
+        found = answers_for(base, core_personas(), questions_asked(recipe)[0], recipe, seed=Config().seed)
         write_answers(answers, found)
     made = []
     for persona in personas:
