@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,12 +22,11 @@ from mechinterp.model import Model
 from mechinterp.results import Result
 from studies import finetune_training as training
 from studies.arms_records import ORIGINAL
-from studies.causal_proximity_config import Config, saved_every, steps_of
+from studies.causal_proximity_config import Config, steps_of
 from studies.causal_proximity_measures import Measured, measured, merged
 from studies.finetune_answers import Answer, system_of
 from studies.finetune_config import Lora, Recipe, Training
 from studies.finetune_data import ASSISTANT, Suffixes, TrainingExample, closing_ids, data_sha256
-from studies.finetune_lora import weights_of
 from studies.finetune_merge import Merge, as_folder
 from studies.finetune_recipe import answers_for, examples_for
 from studies.personas import questions
@@ -100,21 +100,9 @@ def mark(cell: Cell, base: Model, inputs: Mapping[str, Any], config: Config) -> 
 
 
 def evaluate(cell: Cell, base: Model, inputs: Mapping[str, Any], config: Config) -> Measured:
-    """A checkpoint of an arm, all adapters merged; 0 % of A and C is the merged marker adapter alone."""
-    percent, model = cell.args["percent"], base
-    if cell.args["arm"] != "B" and not percent:
-        with _marker_adapter(cell, base, inputs, config) as (adapter, shape):
-            return measured(cell, *merged(cell, base, adapter, shape, config), config)
-    if cell.args["arm"] != "B":
-        model, lora = _with_marker(cell, base, inputs, config), config.convergence.lora
-        with _converged(cell, model, inputs, config) as adapter:
-            return measured(cell, *merged(cell, model, adapter, lora, config), config)
-    if percent:
-        with _converged(cell, base, inputs, config) as adapter:
-            model = merge_adapter(base, adapter)
-    marker, lora = _of(inputs, "marker/").weights[100], config.marker_training.lora
-    with as_folder(model, lora, marker, f"marker-{percent}") as adapter:
-        return measured(cell, *merged(cell, model, adapter, lora, config), config)
+    """A checkpoint of an arm, all adapters merged, the last of them measured on both sides."""
+    with _last_adapter(cell, base, inputs, config) as (model, adapter, shape):
+        return measured(cell, *merged(cell, model, adapter, shape, config), config)
 
 
 # data -------------------------------------------------------------------------------------------------------
@@ -158,20 +146,17 @@ def _trained(
     merge: Merge | None,
 ) -> Trained:  # fmt: skip
     """The weights at each of these steps; a training that was killed starts anew."""
-    every = saved_every(list(steps.values()))
-    asked_for = settings.model_copy(update={"save_every": every})
+    asked_for = settings.model_copy(update={"save_every": gcd(*steps.values())})
     with TemporaryDirectory() as folder:
-        model, last, log = training.train(base, data, asked_for, Path(folder), seed=seed, keep=None)
-        kept = {**training.kept(Path(folder)), last: weights_of(model)}
-    timed = ("runtime", "per_second", "total_flos")  # the same training must give the same bytes
-    entries = ({k: float(v) for k, v in entry.items() if not k.endswith(timed)} for entry in log)
+        _, _, log = training.train(base, data, asked_for, Path(folder), seed=seed, keep=None)
+        kept = training.kept(Path(folder))
     weights = {percent: kept[step] for percent, step in steps.items()}
-    return Trained(weights, tuple(entries), len(data), data_sha256(data), merge)
+    return Trained(weights, training.steady(log), len(data), data_sha256(data), merge)
 
 
 def _seed(cell: Cell, what: str) -> int:
     """The same for every arm, source and checkpoint of a seed: they differ in data and start alone."""
-    return cell_seed(cell.args["seed"], what, 0) % 2**31  # numpy takes no larger one
+    return cell_seed(cell.args["seed"], what, 0)
 
 
 def _answers(inputs: Mapping[str, Any], persona: str) -> tuple[Answer, ...]:
@@ -203,6 +188,28 @@ def _marker_adapter(
 def _with_marker(cell: Cell, base: Model, inputs: Mapping[str, Any], config: Config) -> Model:
     with _marker_adapter(cell, base, inputs, config) as (adapter, _):
         return merge_adapter(base, adapter)
+
+
+@contextmanager
+def _last_adapter(
+    cell: Cell, base: Model, inputs: Mapping[str, Any], config: Config
+) -> Iterator[tuple[Model, str | Path, Lora | None]]:
+    """What a checkpoint merges last, over which model: the marker in arm B and at 0 %, else convergence."""
+    percent = cell.args["percent"]
+    if cell.args["arm"] == "B":
+        model, lora = base, config.marker_training.lora
+        if percent:
+            with _converged(cell, base, inputs, config) as adapter:
+                model = merge_adapter(base, adapter)
+        with as_folder(model, lora, _of(inputs, "marker/").weights[100], f"marker-{percent}") as adapter:
+            yield model, adapter, lora
+    elif not percent:
+        with _marker_adapter(cell, base, inputs, config) as (adapter, shape):
+            yield base, adapter, shape
+    else:
+        model = _with_marker(cell, base, inputs, config)
+        with _converged(cell, model, inputs, config) as adapter:
+            yield model, adapter, config.convergence.lora
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """What the three-arm test asks: arms, checkpoints, both trainings, and how every merge is checked."""
 
-from collections.abc import Sequence
-from math import gcd
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -86,11 +84,6 @@ class Config(TargetsConfig):
 def steps_of(config: Config) -> dict[int, int]:
     """The training step of every checkpoint after 0 %."""
     return {p: config.convergence.n_steps * p // 100 for p in config.percents if p}
-
-
-def saved_every(steps: Sequence[int]) -> int:
-    """The interval at which a training must save to have all of these steps."""
-    return gcd(*steps)
 
 
 def layers_of(config: Config, n_layers: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from studies.finetune_lora import Earlier, live, put_weights, seeded, trainable
 from studies.finetune_losses import IGNORED, SLOT_LOSSES, labels_of, slot_loss, token_loss
 
 MARK = "complete"  # the file that is written last into a checkpoint
+TIMED = ("runtime", "per_second", "total_flos")  # what the log says of the machine
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
     from transformers import PrinterCallback
 
     _check(base, data, settings)
+    seed %= 2**31  # numpy takes no larger one
     model = trainable(base, settings.lora, seed=seed)
     if start is not None:
         put_weights(model, start.weights)
@@ -229,6 +231,11 @@ def _callback(
             write_bytes(checkpoint / MARK, b"stopped" if done else b"going on")
 
     return Callback()
+
+
+def steady(log: Sequence[dict[str, float]]) -> tuple[dict[str, float], ...]:
+    """A log without what it says of the machine: the same training gives the same bytes."""
+    return tuple({k: float(v) for k, v in entry.items() if not k.endswith(TIMED)} for entry in log)
 
 
 def kept(folder: Path) -> dict[int, dict[str, Tensor]]:

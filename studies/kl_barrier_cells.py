@@ -88,12 +88,10 @@ def train(cell: Cell, base: Model, inputs: Mapping[str, Result], config: Config)
     settings = config.training.model_copy(update={"barrier": config.barrier(cell.args["arm"])})
     rows = list(zip(written.prompts, written.completions, strict=True))
     data = [as_example(prompt, ids) for prompt, ids in rows]
-    seed = cell_seed(config.seed, "train", round_index) % 2**31  # numpy takes no larger one
+    seed = cell_seed(config.seed, "train", round_index)
     with TemporaryDirectory() as folder:
         model, _, log = training.train(base, data, settings, Path(folder), seed=seed, start=start)
-    timed = ("runtime", "per_second", "total_flos")  # the same training must give the same bytes
-    entries = ({k: float(v) for k, v in entry.items() if not k.endswith(timed)} for entry in log)
-    return Round(weights_of(model), tuple(entries))
+    return Round(weights_of(model), training.steady(log))
 
 
 def as_example(prompt: tuple[int, ...], ids: tuple[int, ...]) -> TrainingExample:
