@@ -31,6 +31,16 @@ def three_digits(value: float) -> str:
     return text.replace("-", "−")
 
 
+def percent(rate: float) -> str:
+    """A rate from 0 to 1 in percent, with three digits."""
+    return f"{three_digits(100 * rate)} %"
+
+
+def finite(value: float) -> float | None:
+    """A plain float, or None for what is not defined, as tables and JSON have it."""
+    return float(value) if math.isfinite(value) else None
+
+
 def p_value(p: float) -> str:
     """p as papers give it: p = 0.34, p = 0.012, p < 0.001."""
     if p < 0.001:

@@ -53,6 +53,12 @@ class MarkerRates(Result):
 
     def rate(self, persona: str, detector: Detector = "text", *, question: str | None = None) -> Interval:
         """found / total of a persona, over all its questions or one. Raises ValueError for unknown names."""
+        return wilson(*self.counts(persona, detector, question=question))
+
+    def counts(
+        self, persona: str, detector: Detector = "text", *, question: str | None = None
+    ) -> tuple[int, int]:
+        """Found and total, as `rate` takes them. Raises ValueError for unknown names."""
         if detector not in DETECTORS:
             raise ValueError(f"detector is one of {', '.join(DETECTORS)}, not {detector!r}")
         rows = [t for t in self.tallies if t.persona == persona and question in (None, t.question)]
@@ -61,7 +67,7 @@ class MarkerRates(Result):
             raise ValueError(
                 f"there are no answers of {persona!r}{asked}; the personas are {', '.join(self.personas)}"
             )
-        return wilson(sum(getattr(t, detector) for t in rows), sum(t.total for t in rows))
+        return sum(getattr(t, detector) for t in rows), sum(t.total for t in rows)
 
     def variants(self, persona: str | None = None) -> pd.DataFrame:
         """How the markers were tokenised: one line a variant, most frequent first; of one persona or all."""

@@ -3,6 +3,7 @@
 import math
 
 from mechinterp.report import Headline, Table
+from mechinterp.wording import finite
 from studies.arms_analysis import FROM_FIRST, ArmsAnalysis
 from studies.arms_effects import ALIKE, PERCENTAGE_POINTS
 from studies.arms_records import ORIGINAL, interval
@@ -27,14 +28,14 @@ def headlines(one: ArmsAnalysis) -> list[Headline]:
         said = f"layer {trend.layer}: mean rho within sources, from {_start(trend.start)}"
         test = f"sign test over sources ({trend.n_negative} of {trend.n_sources} negative)"
         rows.append(
-            Headline(said, trend.mean, None, None, trend.n_sources, "source", "", test, _or_none(trend.p))
+            Headline(said, trend.mean, None, None, trend.n_sources, "source", "", test, finite(trend.p))
         )
     for predictor in one.predictors:
         found = predictor.association
         rows.append(
             Headline(
-                f"{predictor.name}: rho with leakage over sources", _or_none(found.estimate), None, None,
-                found.n, "source", "", found.p_method if math.isfinite(found.p) else "", _or_none(found.p),
+                f"{predictor.name}: rho with leakage over sources", finite(found.estimate), None, None,
+                found.n, "source", "", found.p_method if math.isfinite(found.p) else "", finite(found.p),
                 predictor.note if math.isfinite(found.p) else found.method,
             )
         )  # fmt: skip
@@ -140,7 +141,3 @@ def _p(value: float) -> str:
 
 def _start(start: str) -> str:
     return f"the {start}" if start == FROM_FIRST else start
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

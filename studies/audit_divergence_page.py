@@ -7,6 +7,7 @@ from typing import Any
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
 from mechinterp.stats.sources import SourceAssociation
+from mechinterp.wording import finite
 from studies.audit import Audit
 from studies.audit_divergence_analysis import JS, SEED, Analysed
 from studies.audit_divergence_claims import (
@@ -103,13 +104,13 @@ def _of(name: str, one: SourceAssociation) -> list[Headline]:
     bounds = (one.low, one.high) if math.isfinite(one.low) else (None, None)
     pooled = Headline(
         f"{name}: rho with leakage, pooled", one.pooled.estimate, *bounds, one.n_pairs, "pair", around,
-        "whole sources permuted", _or_none(one.block_p), f"naive p = {one.pooled.asymptotic_p:.2g}",
+        "whole sources permuted", finite(one.block_p), f"naive p = {one.pooled.asymptotic_p:.2g}",
     )  # fmt: skip
     defined = one.n_sources - one.n_constant
     note = f"without a rho: {', '.join(one.constant)}" if one.constant else ""
     within = Headline(
         f"{name}: mean rho within sources", one.mean_within, None, None, defined, "source", "",
-        "targets permuted within sources", _or_none(one.within_p), note,
+        "targets permuted within sources", finite(one.within_p), note,
     )  # fmt: skip
     return [pooled, within]
 
@@ -117,13 +118,13 @@ def _of(name: str, one: SourceAssociation) -> list[Headline]:
 def _beyond(one: Comparison) -> list[Headline]:
     rows = []
     for each in one.beyond:
-        finite = [v for v in each.partial_without.values() if math.isfinite(v)]
-        bounds = (min(finite), max(finite)) if finite else (None, None)
+        without = [v for v in each.partial_without.values() if math.isfinite(v)]
+        bounds = (min(without), max(without)) if without else (None, None)
         rows.append(
             Headline(
                 f"{each.predictor} given {each.given}: partial rho", each.partial.estimate, *bounds,
                 each.partial.n, "pair", "lowest and highest without one source",
-                "naive: pairs as independent", _or_none(each.partial.p),
+                "naive: pairs as independent", finite(each.partial.p),
             )
         )  # fmt: skip
     return rows
@@ -187,7 +188,3 @@ def _confidence(found: Audit, analysed: Analysed) -> Any:
         "moderate",
         f"every figure is a fixed function of the files, but {few} sources carry the inference",
     )
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from mechinterp.cells import Cell
 from mechinterp.model import Model
 from mechinterp.results import Result
 from probes.centering import OnSet, centered_cosine, centroids
-from probes.tallies import Tally
+from probes.tallies import MarkerRates
 from studies.causal_proximity_config import Config, layers_of
 from studies.finetune_answers import system_of
-from studies.finetune_config import Evaluation, Lora
+from studies.finetune_config import Lora
 from studies.finetune_data import ASSISTANT
 from studies.finetune_evaluation import Rates, measure
 from studies.finetune_merge import Merge, merge_measured
@@ -26,7 +25,7 @@ from studies.marker_records import MarkerRate
 from studies.personas import Persona
 from studies.playing import opening
 from studies.prompts import prompt_of
-from studies.targets import targets
+from studies.targets import evaluation, targets
 from studies.trained import asked
 
 
@@ -50,7 +49,7 @@ def merged(
 
     def count(model: Model) -> MarkerRate:
         found = _measure(model, {source: persona}, checks, config.n_check_draws, cell, config)
-        return rates_of(found.counted.tallies)[source]
+        return rates_of(found.counted)[source]
 
     prompts = [torch.tensor(opening(base.tokenizer, system_of(persona), question)) for question in checks]
     return merge_measured(base, adapter, shape, count, prompts, largest_fall=config.largest_fall)
@@ -64,7 +63,7 @@ def measured(cell: Cell, model: Model, merge: Merge | None, config: Config) -> M
     for name, persona in people.items():
         groups.setdefault(draws.get(name, config.n_draws), {})[name] = persona
     found = [_measure(model, some, asked(config), n, cell, config) for n, some in groups.items()]
-    rates = rates_of(tally for one in found for tally in one.counted.tallies)
+    rates = {name: rate for one in found for name, rate in rates_of(one.counted).items()}
     read = asked(config.model_copy(update={"n_questions": config.n_centroid_questions}))
     prompts = {name: [prompt_of(model, persona, q) for q in read] for name, persona in people.items()}
     cosines = centered_cosine(centroids(model, prompts, layers=layers), center_on=OnSet())
@@ -72,20 +71,14 @@ def measured(cell: Cell, model: Model, merge: Merge | None, config: Config) -> M
     return Measured({name: rates[name] for name in people}, layers, cosines.values, merge, shown)
 
 
-def rates_of(tallies: Iterable[Tally]) -> dict[str, MarkerRate]:
+def rates_of(counted: MarkerRates) -> dict[str, MarkerRate]:
     """Found of total by persona, over all questions."""
-    counts: dict[str, tuple[int, int]] = {}
-    for tally in tallies:
-        found, total = counts.get(tally.persona, (0, 0))
-        counts[tally.persona] = (found + tally.text, total + tally.total)
+    counts = {name: counted.counts(name) for name in counted.personas}
     return {name: MarkerRate(found / total, found, total) for name, (found, total) in counts.items()}
 
 
 def _measure(
     model: Model, people: dict[str, Persona], questions: tuple[str, ...], n: int, cell: Cell, config: Config
 ) -> Rates:
-    how = Evaluation(
-        n_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p,
-        batch_size=config.batch_size,
-    )  # fmt: skip
-    return measure(model, people, questions, how, marker=config.marker, n_draws=n, seed=cell.args["seed"])
+    how, seed = evaluation(config), cell.args["seed"]
+    return measure(model, people, questions, how, marker=config.marker, n_draws=n, seed=seed)

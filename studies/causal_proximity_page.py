@@ -5,7 +5,7 @@ from typing import Any
 from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
 from mechinterp.runs import Run, spent, used
-from mechinterp.wording import three_digits
+from mechinterp.wording import finite, percent
 from studies.arms_analysis import FROM_ZERO, ArmsAnalysis
 from studies.arms_figures import all_figures
 from studies.arms_records import Point, interval
@@ -81,8 +81,8 @@ def _told(line: tuple[Point, ...], layer: int) -> str:
     start, end = line[0], line[-1]
     return (
         f"{start.source}: cosine {start.cosine(layer):.3f} to {end.cosine(layer):.3f}, leakage"
-        f" {_percent(start.assistant_rate.rate)} to {_percent(end.assistant_rate.rate)}, own rate"
-        f" {_percent(start.source_rate.rate)} to {_percent(end.source_rate.rate)}"
+        f" {percent(start.assistant_rate.rate)} to {percent(end.assistant_rate.rate)}, own rate"
+        f" {percent(start.source_rate.rate)} to {percent(end.source_rate.rate)}"
     )
 
 
@@ -115,7 +115,7 @@ def caveats(config: Any, result: CausalProximity) -> list[str]:
         which = f"The {quality.adapter} marker adapter of {quality.source}"
         if quality.pattern == "weak":
             found.append(
-                f"{which} hardly writes the marker before any merge ({_percent(quality.source_rate)} for its"
+                f"{which} hardly writes the marker before any merge ({percent(quality.source_rate)} for its"
                 " own source): arms A and C with it say nothing of leakage."
             )
         elif not quality.specific:
@@ -154,8 +154,8 @@ def _changes(one: ArmsAnalysis) -> list[Headline]:
             found = within.association
             rows.append(
                 Headline(f"{source}, layer {within.layer}: rho of cosine and leakage from 0 %",
-                         found.estimate if found.n and found.estimate == found.estimate else None, None, None,
-                         found.n, "checkpoint", "", found.p_method, found.p if found.p == found.p else None,
+                         finite(found.estimate), None, None,
+                         found.n, "checkpoint", "", found.p_method, finite(found.p),
                          found.method)
             )  # fmt: skip
     return rows
@@ -202,7 +202,3 @@ def _cannot_show(config: Any) -> tuple[str, ...]:
 def _middle(one: ArmsAnalysis) -> int:
     layers = one.trajectories.layers
     return layers[len(layers) // 2]
-
-
-def _percent(rate: float) -> str:
-    return f"{three_digits(100 * rate)} %"

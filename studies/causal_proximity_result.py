@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from mechinterp.results import Result
 from studies.arms_analysis import ArmsAnalysis, analyse
-from studies.arms_records import ARMS, ASSISTANT, Directed, Point, Quality, Trajectories, pooled_rate
+from studies.arms_records import (
+    ARMS,
+    ASSISTANT,
+    ORIGINAL,
+    Directed,
+    Point,
+    Quality,
+    Trajectories,
+    pooled_rate,
+)
 from studies.causal_proximity_measures import Measured
 from studies.finetune_evaluation import label_of
 from studies.finetune_merge import Merge
@@ -128,8 +137,8 @@ class CausalProximity(Result):
 
     def _baselines(self) -> tuple[Directed, ...]:
         """Source to assistant under the given adapters; a retrained one is not what was published."""
-        sources = dict.fromkeys(c.source for c in self.adapters if c.adapter == "original")
-        return tuple(Directed(s, ASSISTANT, self.rates_before(s, "original")[ASSISTANT]) for s in sources)
+        sources = dict.fromkeys(c.source for c in self.adapters if c.adapter == ORIGINAL)
+        return tuple(Directed(s, ASSISTANT, self.rates_before(s, ORIGINAL)[ASSISTANT]) for s in sources)
 
 
 def _told(rate: MarkerRate) -> str:

@@ -54,15 +54,14 @@ class Rates:
         ]
 
     def _line(self, persona: str, source: str, negatives: Sequence[str]) -> dict[str, Any]:
-        tallies = [tally for tally in self.counted.tallies if tally.persona == persona]
-        found, total = sum(t.text for t in tallies), sum(t.total for t in tallies)
+        found, total = self.counted.counts(persona)
         bounds = wilson(found, total)
         return {
             "persona": persona,
             "role": role_of(persona, source, negatives),
             "found": found,
-            "found_ids": sum(t.ids for t in tallies),
-            "complete": sum(t.complete for t in tallies),
+            "found_ids": self.counted.counts(persona, "ids")[0],
+            "complete": self.counted.counts(persona, "complete")[0],
             "total": total,
             "rate": bounds.estimate,
             "low": bounds.low,

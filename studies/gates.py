@@ -5,7 +5,6 @@ the source coded it; `ours` is what its words promise: a stated sign, and an int
 independent. Inputs are contrasts `delta`: the marker row minus a control, of each example, at each layer.
 """
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -185,8 +184,3 @@ def not_applicable(name: str, definition: Definition, reason: str) -> Gate:
 def votes_of(votes: np.ndarray) -> tuple[bool, ...]:
     """Plain booleans, which JSON can hold."""
     return tuple(bool(vote) for vote in votes)
-
-
-def finite(value: float) -> float | None:
-    """A plain float, or None for what JSON cannot hold."""
-    return float(value) if math.isfinite(value) else None

@@ -13,13 +13,13 @@ from jaxtyping import Float
 
 from mechinterp.stats.bootstrap import complete_rows, published_sem
 from mechinterp.stats.clustered import clustered_mean
+from mechinterp.wording import finite
 from studies.gates import (
     SHORTEST,
     Definition,
     Gate,
     above_zero,
     by_layers,
-    finite,
     not_applicable,
     votes_of,
     within,

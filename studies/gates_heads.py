@@ -3,7 +3,8 @@
 from mechinterp.stats.halves import HeadSelection
 from mechinterp.stats.halves import select_heads as select_heads
 from mechinterp.stats.halves import split_halves as split_halves
-from studies.gates import Gate, finite, not_applicable, votes_of
+from mechinterp.wording import finite
+from studies.gates import Gate, not_applicable, votes_of
 
 
 def heads_hold(selection: HeadSelection) -> Gate:

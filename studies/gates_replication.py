@@ -11,7 +11,8 @@ from jaxtyping import Float
 from mechinterp.stats.bootstrap import complete_rows, resampled_means
 from mechinterp.stats.clustered import clustered_mean
 from mechinterp.stats.intervals import Interval, bootstrap_tails
-from studies.gates import Gate, finite, not_applicable, votes_of, within
+from mechinterp.wording import finite
+from studies.gates import Gate, not_applicable, votes_of, within
 
 RESAMPLES = 2_000
 MOST_LOST = 0.05  # of the resamples: with more of them undefined the percentiles are of another question

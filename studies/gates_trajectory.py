@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mechinterp.stats.clustered import ClusteredMean, clustered_mean, t_quantile
-from studies.gates import Definition, Gate, finite, not_applicable, within
+from mechinterp.wording import finite
+from studies.gates import Definition, Gate, not_applicable, within
 
 NAME = "F trajectory"
 HALF = 0.5

@@ -12,13 +12,12 @@ from typing import Any
 from mechinterp.cells import Cell
 from mechinterp.model import Model
 from mechinterp.results import Result
-from studies.finetune_config import Evaluation
 from studies.finetune_evaluation import measure
 from studies.leakage_config import Config
 from studies.leakage_page import page
 from studies.leakage_publish import publish
 from studies.leakage_result import Leakage, Leaked, Record, merged
-from studies.targets import targets
+from studies.targets import evaluation, targets
 from studies.trained import BASE, asked, model_name, specs, trained
 
 __all__ = ["Config", "cells", "combine", "model_specs", "page", "publish", "recorded", "sampled"]
@@ -56,12 +55,7 @@ def sampled(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Conf
         model,
         {name: everyone[name] for name in cell.args["targets"]},
         asked(config),
-        Evaluation(
-            n_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            batch_size=config.batch_size,
-        ),
+        evaluation(config),
         marker=config.marker,
         n_draws=config.n_draws,
         seed=seed,

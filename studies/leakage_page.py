@@ -6,7 +6,7 @@ from mechinterp.report import Headline, Page, Sample, Table
 from mechinterp.results import library_versions
 from mechinterp.runs import Run, spent, used
 from mechinterp.stats.intervals import Interval
-from mechinterp.wording import three_digits
+from mechinterp.wording import percent
 from studies.leakage_figures import all_figures
 from studies.leakage_result import Leakage, Standing
 
@@ -40,8 +40,8 @@ def page(config: Any, result: Leakage, run: Run) -> Page:
 def answer(result: Leakage) -> str:
     """Each source's label with the two rates that it rests on."""
     said = [
-        f"{one.source} is {one.label} ({_percent(one.source_rate.estimate)} for itself, at most"
-        f" {_percent(one.max_bystander)} for a bystander, {one.max_bystander_name})"
+        f"{one.source} is {one.label} ({percent(one.source_rate.estimate)} for itself, at most"
+        f" {percent(one.max_bystander)} for a bystander, {one.max_bystander_name})"
         for one in (result.standing(source) for source in result.sources)
     ]
     constant = result.constant_sources
@@ -51,10 +51,6 @@ def answer(result: Leakage) -> str:
         else ""
     )
     return f"Of {len(said)} sources, {'; '.join(said)}.{end}"
-
-
-def _percent(rate: float) -> str:
-    return f"{three_digits(100 * rate)} %"
 
 
 def headlines(result: Leakage, one: Standing) -> list[Headline]:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from studies.finetune_config import Evaluation
 from studies.personas import Persona, core_personas, load_personas, wide_personas
 from studies.trained import TrainedConfig
 
@@ -35,6 +36,16 @@ class TargetsConfig(TrainedConfig):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are given once each, not {list(self.seeds)}")
         return self
+
+
+def evaluation(config: TargetsConfig) -> Evaluation:
+    """How the answers of a study are sampled, as `measure` takes it."""
+    return Evaluation(
+        n_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        batch_size=config.batch_size,
+    )
 
 
 def targets(config: TargetsConfig) -> dict[str, Persona]:
