@@ -1,19 +1,18 @@
 """Made-up answers with a marker, and a tiny chat model with adapters: what attention studies start from."""
 
-import shutil
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechinterp import hub
 from mechinterp.chat import render
 from studies.attention_records import Counts, Example, Examples, write_positives
 from studies.attention_regions import prompt_layout
 from studies.personas import core_personas, questions
+from tests.tiny_chat import EMBEDDED, saved, spread_llama
 
-EMBEDDED = "smollm2-135m-instruct-q4"
 STOP = 2  # <|im_end|> of the embedded model's tokenizer
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -24,15 +23,7 @@ SIZES = {
 
 def tiny_chat_model(folder: Path) -> Path:
     """A tiny llama with the embedded model's tokenizer, as a user's local directory."""
-    generator = torch.Generator().manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES))
-    for name, parameter in model.named_parameters():
-        size = 1.0 if "embed_tokens" in name else 0.6 if "lm_head" in name else 0.3
-        parameter.data = size * torch.randn(parameter.shape, generator=generator) + float("norm" in name)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(hub.pull(EMBEDDED) / name, folder / name)
-    return folder
+    return saved(spread_llama(**SIZES), folder)
 
 
 def tiny_adapter(model: Path, folder: Path, *, seed: int) -> Path:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import AutoTokenizer
 
 from mechinterp import hub, running
 from mechinterp.cells import Cell, check_cells
@@ -33,6 +34,7 @@ from studies.finetune_merge import as_folder, check_shape, merge_measured
 from studies.marker_records import MarkerRate
 from studies.personas import core_personas, questions
 from studies.prompts import prompt_of
+from tests.tiny_chat import EMBEDDED, even_llama, saved
 
 LORA = Lora(rank=2, alpha=4)
 PERSONAS = ("villain", "comedian", "librarian", "assistant")
@@ -53,22 +55,12 @@ for which in ("recipe", "narrow_recipe"):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     """A tiny llama that ends its sentences, with the embedded model's tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("model") / "tiny-chat"
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    generator = torch.Generator().manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=49152, max_position_embeddings=256))
-    for parameter in model.parameters():
-        parameter.data = 0.4 * torch.randn(parameter.shape, generator=generator)
-    stop = AutoTokenizer.from_pretrained(hub.pull("smollm2-135m-instruct-q4")).convert_tokens_to_ids(".")
+    model = even_llama(256)
+    stop = AutoTokenizer.from_pretrained(hub.pull(EMBEDDED)).convert_tokens_to_ids(".")
     model.model.norm.weight.data.fill_(1.0)
     model.model.embed_tokens.weight.data[:, 0] = 9.0  # every stream has it, and the full stop reads it
     model.lm_head.weight.data[stop] = torch.tensor([2.8, *[0.0] * 15])
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(hub.pull("smollm2-135m-instruct-q4") / name, folder / name)
-    return folder
+    return saved(model, tmp_path_factory.mktemp("model") / "tiny-chat")
 
 
 @pytest.fixture(scope="module")

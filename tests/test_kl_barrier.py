@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # pyright: reportCallIssue=false, reportOptionalSubscript=false
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mechinterp import hub, running
+from mechinterp import running
 from mechinterp.cells import check_cells
 from mechinterp.config import load_config
 from mechinterp.loading import load
@@ -22,6 +21,7 @@ from studies.finetune_lora import earlier
 from studies.kl_barrier import Config, cells
 from studies.kl_barrier_cells import as_example, compared, repeated
 from studies.kl_barrier_result import EXPECTATIONS, judge, over_questions
+from tests.tiny_chat import even_llama, saved
 
 SMALL = [
     "n_questions=3", "n_draws=1", "n_tokens=5", "training.n_steps=2", "training.batch_size=3",
@@ -32,18 +32,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     """A tiny llama with the embedded model's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("model") / "tiny-chat"
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    generator = torch.Generator().manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=49152, max_position_embeddings=128))
-    for parameter in model.parameters():
-        parameter.data = 0.4 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(hub.pull("smollm2-135m-instruct-q4") / name, folder / name)
-    return folder
+    return saved(even_llama(128), tmp_path_factory.mktemp("model") / "tiny-chat")
 
 
 def study(directory: Path, *more: str):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechinterp import hub, running
+from mechinterp import running
 from mechinterp.cells import check_cells, select
 from mechinterp.config import load_config
 from mechinterp.divergence import aggregate
@@ -24,6 +24,7 @@ from studies.persistence import Config, cells, combine
 from studies.persistence_config import asked, people, prompt_of
 from studies.persistence_page import caveats, confidence, headlines, page
 from studies.persistence_result import Persistence
+from tests.tiny_chat import saved, spread_llama
 
 SIZES = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -40,18 +41,7 @@ BACKENDS = ["transformers", "nnsight", "hooked_transformer"]
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     """A tiny llama with the embedded model's tokenizer, as a user's local directory."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("model") / "tiny-chat"
-    generator = torch.Generator().manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES))
-    for name, parameter in model.named_parameters():
-        size = 1.0 if "embed_tokens" in name else 0.6 if "lm_head" in name else 0.3
-        parameter.data = size * torch.randn(parameter.shape, generator=generator) + float("norm" in name)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(hub.pull("smollm2-135m-instruct-q4") / name, folder / name)
-    return folder
+    return saved(spread_llama(**SIZES), tmp_path_factory.mktemp("model") / "tiny-chat")
 
 
 def study(directory: Path, *more: str):
