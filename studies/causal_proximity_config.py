@@ -42,7 +42,7 @@ class Config(TargetsConfig):
     recipe: Recipe = MARKER
     marker_training: Training = Training()
     narrow_recipe: Recipe = NARROW
-    narrow: Training = Training(loss="contrastive_slot")
+    narrow: Training = Training()
     layers: tuple[int, ...] | None = None
     n_centroid_questions: int = Field(20, ge=2)
     assistant_draws: dict[str, int] = {}
