@@ -51,8 +51,13 @@ def page(config: Any, result: MarkerLocus, run: Run) -> Page:
     )
 
 
+EACH_SAID = 2  # personas with a sentence of their own
+
+
 def answer(result: MarkerLocus) -> str:
-    """Per persona, which explanations hold, which do not, and what is left open."""
+    """Which explanations hold, which do not, and what is left open: per persona, or counted over many."""
+    if len(result.personas) > EACH_SAID:
+        return counted(result)
     said = []
     for persona in result.personas:
         found = verdicts(result.of(persona)[0])
@@ -61,8 +66,27 @@ def answer(result: MarkerLocus) -> str:
             names = [one.name for one in found if one.verdict == word]
             if names:
                 parts.append(f"{word}: {', '.join(names)}")
-        said.append(f"{persona.capitalize()}. {'; '.join(parts)}. {decided(result.of(persona)[0])}")
+        said.append(
+            f"{persona.replace('_', ' ').capitalize()}. {'; '.join(parts)}. {decided(result.of(persona)[0])}"
+        )
     return " ".join(said)
+
+
+def counted(result: MarkerLocus) -> str:
+    """Of how many personas each explanation holds or does not, by their first run and seed."""
+    n = len(result.personas)
+    found = {persona: verdicts(result.of(persona)[0]) for persona in result.personas}
+    said = []
+    for name in dict.fromkeys(one.name for held in found.values() for one in held):
+        of = {p: next(one.verdict for one in held if one.name == name) for p, held in found.items()}
+        holding = [persona.replace("_", " ") for persona, verdict in of.items() if verdict == "holds"]
+        who = f" ({', '.join(holding)})" if 0 < len(holding) < n else ""
+        against = sum(verdict == "does not hold" for verdict in of.values())
+        open_ones = n - len(holding) - against
+        rest = [f"does not in {against}"] * bool(against) + [f"undecided in {open_ones}"] * bool(open_ones)
+        said.append(f"{name}: holds in {len(holding)} of {n}{who}{''.join(f', {one}' for one in rest)}.")
+    places = {decided(result.of(persona)[0]): None for persona in result.personas}
+    return " ".join(f"{one[0].upper()}{one[1:]}" for one in said) + " " + " ".join(places)
 
 
 def decided(locus: Locus) -> str:

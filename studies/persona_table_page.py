@@ -43,6 +43,9 @@ def page(config: Any, result: PersonaTable, run: Run) -> Page:
     )  # fmt: skip
 
 
+LARGEST = 5  # associations in the short answer; a table has them all
+
+
 def answer(result: PersonaTable) -> str:
     """How many personas and values, and the strongest of the associations with what that is worth."""
     told = (
@@ -70,13 +73,15 @@ def answer(result: PersonaTable) -> str:
 
 
 def headlines(result: PersonaTable) -> list[Headline]:
-    """Every association over personas, then coupling against nearness over pairs."""
+    """The largest associations over personas, then coupling against nearness over pairs."""
+    defined = [one for one in result.together if not math.isnan(one.rho.estimate)]
+    largest = sorted(defined, key=lambda one: -abs(one.rho.estimate))[:LARGEST]
     found = [
         Headline(
             f"{one.x} and {one.y}: rho", one.rho.estimate, None, None, one.rho.n, "persona", "",
-            one.rho.p_method, one.rho.p, "one of many; not corrected",
+            one.rho.p_method, one.rho.p, f"among the largest of {len(defined)}; not corrected",
         )
-        for one in result.together
+        for one in largest
     ]  # fmt: skip
     for what in COUPLINGS:
         if what not in result.coupling:
