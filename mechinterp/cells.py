@@ -82,9 +82,14 @@ def select(cells: Sequence[Cell], limit: int) -> list[Cell]:
     """The first `limit` cells and every cell that these read, in their order."""
     if limit < 1:
         raise ValueError(f"a limit of {limit} cells leaves nothing to do; give 1 or more")
+    return needed(cells, cells[:limit])
+
+
+def needed(cells: Sequence[Cell], chosen: Sequence[Cell]) -> list[Cell]:
+    """The chosen cells and every cell that these read, in the order of `cells`."""
     by_key = {cell.key: cell for cell in cells}
     kept: set[str] = set()
-    wanted = [cell.key for cell in cells[:limit]]
+    wanted = [cell.key for cell in chosen]
     while wanted:
         key = wanted.pop()
         if key not in kept:

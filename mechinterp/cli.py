@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -9,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mechinterp import cli_run
+
 EXAMPLES = """examples:
   mechinterp demo                                      the persistence study at demo size, with its report
   mechinterp studies                                   what can be run
   mechinterp run persistence --preset demo --out runs/p --set "roles=['medieval_bard']"
   mechinterp run persistence --config mine.toml --out runs/mine --dry-run
+  mechinterp run leakage --preset demo --jobs 4        in four processes; the results are those of one
   mechinterp status runs/mine                          how far it is; the same `run` command goes on
   mechinterp audit zlt_attention DIR --out runs/a      published records analysed again, without a model
   mechinterp train-marker --persona villain            a marker adapter on the embedded model
@@ -51,13 +55,19 @@ def parser() -> argparse.ArgumentParser:
     studies = commands.add_parser("studies", help="list the studies and their presets")
     studies.set_defaults(act=_studies)
 
-    _add_run(commands)
+    cli_run.add(commands).set_defaults(act=_run)
     _add_train_marker(commands)
 
     status = commands.add_parser("status", help="how far a run is")
     status.add_argument("directory", type=Path)
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(act=_status)
+
+    diff = commands.add_parser("diff", help="hold two run directories against each other")
+    diff.add_argument("first", type=Path)
+    diff.add_argument("second", type=Path)
+    diff.add_argument("--json", action="store_true", help="print JSON")
+    diff.set_defaults(act=_diff)
 
     report = commands.add_parser("report", help="write a finished run's report again")
     report.add_argument("directory", type=Path)
@@ -87,25 +97,6 @@ def parser() -> argparse.ArgumentParser:
     parity.add_argument("--json", action="store_true", help="print JSON")
     parity.set_defaults(act=_parity)
     return root
-
-
-def _add_run(commands: Any) -> None:
-    run = commands.add_parser("run", help="run a study, or go on with it")
-    run.add_argument("study")
-    run.add_argument("--preset", help="a named configuration; see `mechinterp studies`")
-    run.add_argument("--config", type=Path, help="a TOML or JSON file")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value"
-    )
-    run.add_argument("--out", type=Path, help="run directory (default: runs/STUDY-PRESET)")
-    run.add_argument("--limit", type=int, help="only the first N cells and what they need")
-    run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
-    run.add_argument(
-        "--new", action="store_true", help="set a run in the same directory aside and start over"
-    )
-    run.add_argument("--no-report", action="store_true", help="leave the report out")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
-    run.set_defaults(act=_run)
 
 
 def _add_train_marker(commands: Any) -> None:
@@ -164,23 +155,24 @@ def _demo(given: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     from mechinterp import cells, running
 
-    asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
     if given.dry_run:
+        asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
         _say(cells.plan(asked.cells(given.limit)))
         return 0
     _talk()
     _say_if_crowded()
-    out = given.out or Path("runs") / "-".join(filter(None, [given.study, given.preset]))
-    result = running.run(
-        asked, out, limit=given.limit, new=given.new, progress=not given.quiet, report=not given.no_report
-    )
+    out, result = cli_run.act(given)
     if result is None:
-        print(f"{running.status(out)}; the same command without --limit goes on")
+        print(f"{running.status(out)}; the same command {_goes_on(given)} goes on")
         return 0
     _say(result.headline())
     if not given.no_report:
         print(f"report: {out / 'report.html'}")
     return 0
+
+
+def _goes_on(given: argparse.Namespace) -> str:
+    return "without --limit" if given.limit is not None else "with the other shares"
 
 
 def _train_marker(given: argparse.Namespace) -> int:
@@ -198,10 +190,10 @@ def _train_marker(given: argparse.Namespace) -> int:
 
 
 def _studies(given: argparse.Namespace) -> int:
-    from mechinterp import running
+    from mechinterp import study_files
 
-    for name, line in running.known().items():
-        print(f"{name:<20} {line}\n{'':<20} presets: {', '.join(running.presets(name))}")
+    for name, line in study_files.known().items():
+        print(f"{name:<20} {line}\n{'':<20} presets: {', '.join(study_files.presets(name))}")
     return 0
 
 
@@ -238,11 +230,21 @@ def _status(given: argparse.Namespace) -> int:
 
     found = running.status(given.directory)
     if given.json:
-        told = {"total": found.total, "done": found.done, "left": list(found.left)}
-        print(json.dumps({**told, "seconds": found.seconds, "seconds_left": found.seconds_left}))
+        print(json.dumps(dataclasses.asdict(found)))
     else:
         _say(str(found))
     return 0
+
+
+def _diff(given: argparse.Namespace) -> int:
+    from mechinterp import difference
+
+    found = difference.compare(given.first, given.second)
+    if given.json:
+        print(json.dumps({**dataclasses.asdict(found), "identical": found.identical}))
+    else:
+        _say(str(found))
+    return 0 if found.identical else 1
 
 
 def _report(given: argparse.Namespace) -> int:

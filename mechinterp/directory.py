@@ -1,4 +1,4 @@
-"""A directory for one run at a time: can it be written, whose is it, and what a full disk leaves."""
+"""The directory of a run: can it be written, how is it set aside, and what a full disk leaves."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from mechinterp.files import write_bytes
+from mechinterp.locks import HOLDER
 
 # EFBIG is what a limit on file size gives (ulimit -f), EDQUOT a quota: the same to a user as a full disk.
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -31,28 +29,13 @@ def probe(folder: Path) -> Path:
     return folder.resolve()
 
 
-def take_lock(folder: Path, wait: float) -> FileLock:
-    """The lock of a run directory; RuntimeError that names the holder if it is not free in time."""
-    lock = FileLock(folder / ".lock")
-    holder = folder / ".holder"
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "unknown"
-        raise RuntimeError(
-            f"{folder} is in use by process {who}; wait until it ends, or choose another --out"
-        ) from None
-    write_bytes(holder, f"{os.getpid()}\n".encode())
-    return lock
-
-
 def set_aside(folder: Path) -> Path:
     """Rename a run directory to the first free name-1, name-2, ...; nothing is deleted."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     folder.rename(aside)
-    (aside / ".holder").unlink(missing_ok=True)
+    (aside / HOLDER).unlink(missing_ok=True)
     return aside
 
 

@@ -43,10 +43,11 @@ def execute(
         return task(cell, model, {key: results[key] for key in cell.inputs})
 
     waiting = {cell.key for cell in unfinished}
-    with _bar(len(cells), len(cells) - len(unfinished), progress) as bar:
+    with progress_bar(len(cells), len(cells) - len(unfinished), progress) as bar:
         for cell in cells:
             bar.set_postfix_str(cell.key, refresh=cell.key in waiting)
-            results[cell.key] = run.step(cell, lambda cell=cell: compute(cell))
+            with _mine(run, cell, cell.key in waiting):
+                results[cell.key] = run.step(cell, lambda cell=cell: compute(cell))
             bar.update(cell.key in waiting)
             if cell.model in models and last_need.get(cell.model) == cell.key:
                 del models[cell.model]
@@ -56,7 +57,13 @@ def execute(
     return results
 
 
-def _bar(total: int, done: int, progress: bool) -> Any:
+def _mine(run: Run, cell: Cell, waiting: bool) -> contextlib.AbstractContextManager[object]:
+    """Holds a cell that is to be made, so that others see that it is worked on."""
+    return run.claim(cell) if waiting and run.lock is not None else contextlib.nullcontext()
+
+
+def progress_bar(total: int, done: int, progress: bool) -> Any:
+    """A bar on standard error; whoever makes it closes it."""
     from tqdm import tqdm
 
     # disable=None: silent when the output is no terminal. Cells read from disk stay out of the time estimate.

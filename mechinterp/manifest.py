@@ -80,15 +80,19 @@ def read_manifest(path: Path) -> RunManifest:
 
 def differences(there: RunManifest, asked: RunManifest) -> list[str]:
     """What keeps a run from going on, one phrase a field; empty when it may."""
-    old, new = _decisive(there), _decisive(asked)
     phrases = []
-    for name in sorted(old.keys() | new.keys()):
-        before, now = old.get(name, "absent"), new.get(name, "absent")
-        if before != now:
-            remedy = f"; set OMP_NUM_THREADS={before}" if name == "threads" else ""
-            phrases.append(f"{name} ({_short(before)} there, {_short(now)} asked{remedy})")
+    for name, (before, now) in changed_fields(there, asked).items():
+        remedy = f"; set OMP_NUM_THREADS={before}" if name == "threads" else ""
+        phrases.append(f"{name} ({short(before)} there, {short(now)} asked{remedy})")
     shown = 8
     return phrases if len(phrases) <= shown else phrases[:shown] + [f"and {len(phrases) - shown} more"]
+
+
+def changed_fields(one: RunManifest, other: RunManifest) -> dict[str, tuple[Any, Any]]:
+    """The fields that decide a run's bytes and are not the same in both, with both values."""
+    old, new = _decisive(one), _decisive(other)
+    pairs = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in sorted({*old, *new})}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _decisive(manifest: RunManifest) -> dict[str, Any]:
@@ -119,6 +123,7 @@ def major(text: str | None) -> str | None:
     return ".".join(parts[:2]) if parts[0] == "0" else parts[0]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as an error message shows it."""
     text = str(value)
     return text if len(text) <= 40 else text[:12] + "..."

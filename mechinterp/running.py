@@ -5,12 +5,10 @@ A study is a module with `Config`, `cells(config)`, `model_specs(config)`, the f
 `publish(config, result, folder)` as well. Nothing here knows which study it is.
 """
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ from mechinterp import cells as cell_lists
 from mechinterp import engine
 from mechinterp.cells import Cell
 from mechinterp.config import StudyConfig, load_config
-from mechinterp.digests import adapted_sha256
 from mechinterp.export import FileFormat
 from mechinterp.files import file_sha256, folder_sha256
-from mechinterp.json_io import canonical_sha256
+from mechinterp.results import Result
 from mechinterp.runs import Run, Status
+from mechinterp.study_files import preset_file, study_module
+from mechinterp.study_models import loader, weights_of
 
 PUBLISHED = "published"  # the folder of a run that holds its records in the published schemas
 
@@ -39,39 +38,28 @@ class Asked:
         found = self.module.cells(self.config)
         return found if limit is None else cell_lists.select(found, limit)
 
+    def loader(self) -> Callable[[str], Any]:
+        """Loads the study's models by their names."""
+        return loader(self.module.model_specs(self.config))
 
-def known() -> dict[str, str]:
-    """The studies by name, with a line each."""
-    import studies
-
-    return dict(studies.STUDIES)
-
-
-def presets(study: str) -> list[str]:
-    """The names of a study's presets."""
-    found = [entry.name for entry in files("studies.presets").iterdir()]
-    return sorted(
-        name.split(".")[1] for name in found if name.startswith(f"{study}.") and name.endswith(".toml")
-    )
+    def task(self, cell: Cell, model: Any, inputs: dict[str, Result]) -> Result:
+        """What the study does in a cell."""
+        return getattr(self.module, cell.task)(cell, model, inputs, self.config)
 
 
 def ask(
     study: str, *, preset: str | None = None, config: Path | None = None, overrides: Sequence[str] = ()
 ) -> Asked:
     """A study's configuration from a preset or a file and `key=value` overrides; ValueError says what is
-    known.
+    known. `study` is the name of one or the path of a file that is one.
     """
-    if study not in known():
-        raise ValueError(f"there is no study {study!r}; the studies are {', '.join(known())}")
     if preset is not None and config is not None:
         raise ValueError("give --preset or --config, not both; --set changes single values of either")
-    module = importlib.import_module(f"studies.{study}")
+    name, module = study_module(study)
     if preset is None:
-        return Asked(study, module, load_config(module.Config, config, overrides))
-    if preset not in presets(study):
-        raise ValueError(f"{study} has no preset {preset!r}; its presets are {', '.join(presets(study))}")
-    with as_file(files("studies.presets") / f"{study}.{preset}.toml") as path:
-        return Asked(study, module, load_config(module.Config, path, overrides))
+        return Asked(name, module, load_config(module.Config, config, overrides))
+    with preset_file(name, preset) as path:
+        return Asked(name, module, load_config(module.Config, path, overrides))
 
 
 def run(
@@ -83,21 +71,16 @@ def run(
     progress: bool = True,
     report: bool = True,
     formats: Sequence[FileFormat] = (),
+    wait: float = 0.0,
 ) -> Any:
     """Runs what is unfinished and returns the combined result; None where `limit` left the study unfinished.
 
-    Raises what `Run.open` refuses: another config, weights, seed or thread count in the same directory.
+    `wait` is how many seconds others have to leave the directory. Raises what `Run.open` refuses: another
+    config, weights, seed or thread count in the same directory.
     """
-    specs = asked.module.model_specs(asked.config)
-    with _open(asked, folder, specs, new) as opened, engine.interruptible(opened):
+    with opened(asked, folder, new=new, wait=wait) as alone, engine.interruptible(alone):
         results = engine.execute(
-            opened,
-            asked.cells(limit),
-            resolve_model=loader(specs),
-            task=lambda cell, model, inputs: getattr(asked.module, cell.task)(
-                cell, model, inputs, asked.config
-            ),
-            progress=progress,
+            alone, asked.cells(limit), resolve_model=asked.loader(), task=asked.task, progress=progress
         )
         if len(results) < len(asked.cells()):
             return None
@@ -105,7 +88,7 @@ def run(
         result.save(folder / "result")
         publish(asked, result, folder)
         if report:
-            write_report_of(asked, result, opened, formats)
+            write_report_of(asked, result, alone, formats)
         return result
 
 
@@ -116,70 +99,32 @@ def publish(asked: Asked, result: Any, folder: Path) -> None:
         write(asked.config, result, folder / PUBLISHED)
 
 
-def _open(asked: Asked, folder: Path, specs: dict[str, dict[str, Any]], new: bool) -> Run:
+def opened(asked: Asked, folder: Path, *, new: bool = False, wait: float = 0.0) -> Run:
+    """The run of what is asked in `folder`, begun or gone on with, for this process alone."""
+    return Run.open(folder, **_question(asked), new=new, wait=wait)
+
+
+def joined(asked: Asked, folder: Path) -> Run:
+    """The same beside other workers."""
+    return Run.join(folder, **_question(asked))
+
+
+def _question(asked: Asked) -> dict[str, Any]:
+    """What a manifest records of what is asked: files by their digests, models by those of their weights."""
     inputs = {
         name: folder_sha256(value) if value.is_dir() else file_sha256(value)
         for name, value in asked.config.model_dump().items()
         if isinstance(value, Path) and value.exists()
     }
-    return Run.open(
-        folder,
-        study=asked.study,
-        config=asked.config,
-        models={name: weights_of(spec) for name, spec in specs.items() if "pair" not in spec},
-        inputs=inputs,
-        new=new,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two models that a cell needs at once, over one set of weights where the trained one is an adapter."""
-
-    trained: Any
-    base: Any
-
-
-def weights_of(spec: dict[str, Any]) -> str:
-    """The `weights_sha256` of the model that these words load, its adapter included, without loading it."""
-    from mechinterp import hub
-
-    source = hub.resolve(spec["name"], revision=spec.get("revision"), subfolder=spec.get("subfolder"))
-    digest = hub.weights_sha256(source.path)
-    if spec.get("adapter") is None:
-        return digest
-    adapter = hub.weights_sha256(hub.resolve_adapter(str(spec["adapter"])).path)
-    return adapted_sha256(digest, adapter)
-
-
-def loader(specs: dict[str, dict[str, Any]]) -> Callable[[str], Any]:
-    """Loads a model of the study by its name there; adapters of one base are put on that base, loaded once.
-
-    A spec {"pair": (trained, base)} names two of the others, which come together as a `Pair`.
-
-    Other backends than transformers rewrite or copy what they are given, so there each has a base of its own.
-    """
-    from mechinterp.loading import load, with_adapter
-
-    def base_of(spec: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in spec.items() if name != "adapter" and value is not None}
-
-    adapted = [spec for spec in specs.values() if spec.get("adapter") is not None]
-    shared = {canonical_sha256(base_of(s)) for s in adapted if s.get("backend") == "transformers"}
-    bases: dict[str, Any] = {}
-
-    def resolve(name: str) -> Any:
-        if "pair" in specs[name]:
-            return Pair(*(resolve(each) for each in specs[name]["pair"]))
-        spec, given = specs[name], base_of(specs[name])
-        key, model_name = canonical_sha256(given), given.pop("name")
-        if key not in shared:
-            return load(model_name, **given, adapter=spec.get("adapter"))
-        if key not in bases:
-            bases[key] = load(model_name, **given)
-        return bases[key] if spec.get("adapter") is None else with_adapter(bases[key], spec["adapter"])
-
-    return resolve
+    if Path(asked.study).suffix == ".py":
+        inputs["study"] = file_sha256(Path(asked.study))
+    specs = asked.module.model_specs(asked.config)
+    return {
+        "study": asked.study,
+        "config": asked.config,
+        "models": {name: weights_of(spec) for name, spec in specs.items() if "pair" not in spec},
+        "inputs": inputs,
+    }
 
 
 def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[FileFormat] = ()) -> Path:
@@ -206,7 +151,7 @@ def demo(folder: Path) -> list[Any]:
 def reopened(folder: Path) -> tuple[Asked, Run]:
     """A run directory to look at: its study and configuration, read-only."""
     found = Run.read(folder)
-    module = importlib.import_module(f"studies.{found.manifest.study}")
+    _, module = study_module(found.manifest.study)
     config: StudyConfig = module.Config.model_validate_json(json.dumps(found.manifest.config), strict=True)
     return Asked(found.manifest.study, module, config), found
 

@@ -2,8 +2,9 @@
 
 manifest.json          what the run was started with; another question cannot go on in it
 cells/<key>/           one folder a finished cell: cell.json, result.json, tensors.safetensors
+failed/<key>.json      what a cell raised that other workers went on without
 digests.json           key -> SHA-256, once all cells that were asked for are finished
-timings.jsonl          seconds and repairs; the only file that differs between two equal runs
+timings*.jsonl         seconds and repairs, a file a worker; all that differs between two equal runs
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,37 +23,23 @@ from filelock import FileLock
 
 from mechinterp.cells import Cell
 from mechinterp.config import StudyConfig
-from mechinterp.directory import explained_full_disk, probe, set_aside, take_lock
+from mechinterp.directory import explained_full_disk, probe, set_aside
 from mechinterp.files import file_sha256, inside, sync_folder
-from mechinterp.json_io import append_line, mend_lines, read_json, read_lines, write_json
+from mechinterp.json_io import append_line, mend_lines, read_json, write_json
+from mechinterp.locks import HELD, HOLDER, LOCK, SharedLock, hold, share_lock, take_lock
 from mechinterp.manifest import RunManifest, differences, manifest_for, read_manifest
+from mechinterp.progress import Status, failure_path, held_path, status
 from mechinterp.results import Result, load_result
 
 
 @dataclass(frozen=True)
-class Status:
-    """How far a run is: cells in all, finished ones, the keys of the rest, seconds spent and still to go."""
-
-    total: int
-    done: int
-    left: tuple[str, ...]
-    seconds: float
-    seconds_left: float | None  # None until a cell was timed
-
-    def __str__(self) -> str:
-        rest = (
-            "" if self.seconds_left is None or not self.left else f", about {self.seconds_left:.0f} s to go"
-        )
-        return f"{self.done} of {self.total} cells finished in {self.seconds:.0f} s{rest}"
-
-
-@dataclass(frozen=True)
 class Run:
-    """An open run directory. `lock` is None when it was opened to read only."""
+    """An open run directory. `lock` is None when it was opened to read only; `timings` names its notes."""
 
     folder: Path
     manifest: RunManifest
-    lock: FileLock | None
+    lock: FileLock | SharedLock | None
+    timings: str = "timings.jsonl"
 
     @classmethod
     def open(
@@ -82,7 +70,28 @@ class Run:
             _sweep(folder)
             return cls(folder, manifest, lock)
         except BaseException:
-            (folder / ".holder").unlink(missing_ok=True)
+            (folder / HOLDER).unlink(missing_ok=True)
+            lock.release()
+            raise
+
+    @classmethod
+    def join(
+        cls,
+        folder: Path | str,
+        *,
+        study: str,
+        config: StudyConfig,
+        models: Mapping[str, str],
+        inputs: Mapping[str, str] | None = None,
+    ) -> Run:
+        """As `open`, beside other workers that joined: each holds single cells with `claim`."""
+        folder = probe(Path(folder))
+        lock = share_lock(folder)
+        try:
+            with FileLock(folder / ".door"):  # two that start a run at once
+                manifest = _settle(folder, manifest_for(study, config, models=models, inputs=inputs or {}))
+            return cls(folder, manifest, lock, f"timings-{secrets.token_hex(4)}.jsonl")
+        except BaseException:
             lock.release()
             raise
 
@@ -95,11 +104,18 @@ class Run:
         return cls(folder, read_manifest(folder / "manifest.json"), None)
 
     def close(self) -> None:
-        """Let another process have the directory."""
-        if self.lock is not None and self.lock.is_locked:
-            shutil.rmtree(self.folder / ".partial", ignore_errors=True)
-            (self.folder / ".holder").unlink(missing_ok=True)
+        """Let another process have the directory; the last worker to leave clears up."""
+        if self.lock is None or not self.lock.is_locked:
+            return
+        if isinstance(self.lock, SharedLock):
             self.lock.release()
+            with hold(self.folder / LOCK) as alone:
+                if alone:
+                    _sweep(self.folder)
+            return
+        _sweep(self.folder)
+        (self.folder / HOLDER).unlink(missing_ok=True)
+        self.lock.release()
 
     def __enter__(self) -> Run:
         return self
@@ -124,6 +140,10 @@ class Run:
             return self._kept(cell)["result_sha256"] is not None
         except (ValueError, KeyError, OSError):
             return False
+
+    def claim(self, cell: Cell) -> AbstractContextManager[bool]:
+        """Whether the cell is this process's to make, until the context ends; others pass it over."""
+        return hold(held_path(self.folder, cell))
 
     def step(self, cell: Cell, compute: Callable[[], Result]) -> Result:
         """The result of a cell: read if it is finished and undamaged, else computed, written and read.
@@ -153,12 +173,13 @@ class Run:
             )
             raise
         spent = round(time.perf_counter() - started, 3)
-        append_line(self.folder / "timings.jsonl", {"cell": cell.key, "seconds": spent})
+        append_line(self.folder / self.timings, {"cell": cell.key, "seconds": spent})
+        failure_path(self.folder, cell).unlink(missing_ok=True)
 
     def _made_again(self, cell: Cell, reason: str) -> None:
         warnings.warn(f"cell {cell.key} is made again: {reason}", stacklevel=3)
         if self.lock is not None:
-            append_line(self.folder / "timings.jsonl", {"cell": cell.key, "made_again": reason})
+            append_line(self.folder / self.timings, {"cell": cell.key, "made_again": reason})
 
     def result(self, cell: Cell) -> Any:
         """The result of a finished cell, its digests checked."""
@@ -172,11 +193,7 @@ class Run:
 
     def status(self, cells: Sequence[Cell]) -> Status:
         """How far the run is with these cells."""
-        left = tuple(cell.key for cell in cells if not self.finished(cell))
-        path = self.folder / "timings.jsonl"
-        spent = [line["seconds"] for line in (read_lines(path) if path.exists() else []) if "seconds" in line]
-        rest = sum(spent) / len(spent) * len(left) if spent else None
-        return Status(len(cells), len(cells) - len(left), left, sum(spent, 0.0), rest)
+        return status(self, cells)
 
     def safe(self) -> int:
         """How many cells are on the disk."""
@@ -258,8 +275,10 @@ def _settle(folder: Path, asked: RunManifest) -> RunManifest:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half written; the lock is held, so it is nobody's."""
-    shutil.rmtree(folder / ".partial", ignore_errors=True)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
-    mend_lines(folder / "timings.jsonl")
+    """Remove what killed processes left half written or held; only where nobody else is at work."""
+    for name in (".partial", HELD):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for leftover in [*folder.glob(".*.tmp"), folder / ".door"]:
+        leftover.unlink(missing_ok=True)
+    for path in folder.glob("timings*.jsonl"):
+        mend_lines(path)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechinterp.directory import probe, take_lock
+from mechinterp.directory import probe
 from mechinterp.json_io import read_json, write_json
 from mechinterp.loading import load, with_adapter
+from mechinterp.locks import HOLDER, take_lock
 from mechinterp.model import Model
 from studies import finetune_training as training
 from studies.finetune_answers import Answer, read_answers, write_answers
@@ -44,7 +45,7 @@ def train_marker(
         _same_question(config, base, out)
         return _trained(_Run(config, base, out, personas, negatives), answers)
     finally:
-        (out / ".holder").unlink(missing_ok=True)
+        (out / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechinterp.cells import Cell
 from mechinterp.model import Model
 from mechinterp.results import Result
-from mechinterp.running import Pair
+from mechinterp.study_models import Pair
 from patching.cases import Case
 from patching.components import ablate, up_to
 from patching.donors import Donor, FromRun, MeanOver, Zero

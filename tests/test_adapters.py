@@ -23,8 +23,8 @@ from mechinterp.backends.anatomy import anatomy_of
 from mechinterp.digests import tensors_sha256
 from mechinterp.interventions import Add
 from mechinterp.loading import load, merge_adapter, with_adapter, wrap
-from mechinterp.running import weights_of
 from mechinterp.sites import NAMES, Site
+from mechinterp.study_models import weights_of
 from tests.architectures import shared, tiny
 
 FAMILIES = ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox"]

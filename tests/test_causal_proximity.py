@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
-from mechinterp import hub, running
+from mechinterp import hub, running, study_files
 from mechinterp.cells import Cell, check_cells
 from mechinterp.config import load_config
 from mechinterp.loading import load, merge_adapter, with_adapter
@@ -132,7 +132,7 @@ def test_training_waits_for_the_measured_merge_and_a_checkpoint_for_its_own_mark
 
 
 def test_the_presets_hold_the_published_values_of_both_accounts():
-    assert running.presets("causal_proximity") == ["laptop", "paper", "paper_write_up"]
+    assert study_files.presets("causal_proximity") == ["laptop", "paper", "paper_write_up"]
     code, words = (running.ask("causal_proximity", preset=p).config for p in ("paper", "paper_write_up"))
     for config, batch, dropout, epochs in ((code, 16, 0.05, 20), (words, 4, 0.0, 10)):
         for one in (config.convergence, config.marker_training):

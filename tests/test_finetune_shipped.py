@@ -101,7 +101,7 @@ def test_a_marker_is_trained_measured_and_recorded(small, answers, tmp_path):
 
 
 def test_fault_083_two_trainings_do_not_share_a_directory(small, answers, tmp_path):
-    from mechinterp.directory import take_lock
+    from mechinterp.locks import take_lock
 
     held = take_lock(tmp_path, 0)
     with pytest.raises(RuntimeError, match="in use"):

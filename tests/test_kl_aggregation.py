@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mechinterp import running
+from mechinterp import running, study_files
 from mechinterp.results import load_result
 from studies import kl_aggregation
 from studies.kl_aggregation import Config, cells, combine, drawn, logits_of, model_specs
@@ -83,4 +83,4 @@ def test_the_study_runs_and_reports_without_a_model(tmp_path):
     assert load_result(tmp_path / "result").digest() == result.digest()
     assert running.status(tmp_path).left == () and "20.6" in result.headline()
     assert len(result.to_dataframe()) == 8 and result.figure().data
-    assert kl_aggregation.Config().seed == 0 and running.presets("kl_aggregation") == ["demo", "paper"]
+    assert kl_aggregation.Config().seed == 0 and study_files.presets("kl_aggregation") == ["demo", "paper"]

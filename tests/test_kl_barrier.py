@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mechinterp import running
+from mechinterp import running, study_files
 from mechinterp.cells import check_cells
 from mechinterp.config import load_config
 from mechinterp.loading import load
@@ -68,7 +68,7 @@ def test_the_defaults_are_those_of_the_methods():
         ("mean", 0.5, 0.3, "reverse", "base"),
         ("rmse", 1.0, 0.3, "reverse", "base"),
     ]
-    assert running.presets("kl_barrier") == ["demo", "paper"]
+    assert study_files.presets("kl_barrier") == ["demo", "paper"]
     for preset in ("demo", "paper"):
         assert running.ask("kl_barrier", preset=preset).config.arms == config.arms
 

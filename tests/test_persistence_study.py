@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechinterp import running
+from mechinterp import running, study_models
 from mechinterp.cells import check_cells, select
 from mechinterp.config import load_config
 from mechinterp.divergence import aggregate
@@ -211,7 +211,7 @@ def test_a_users_personas_questions_and_vectors_are_the_ones_that_run(directory,
     gap = (release.projections - release.natural)[release.rows("steered"), :4, release.names.index("pirate")]
     torch.testing.assert_close(gap, (2 * given[1, 0].norm()).expand(3, 4), atol=1e-3, rtol=1e-4)
     prompt = release.tokens[0, : release.prompt_lengths[0]]
-    model = running.loader(asked_for.module.model_specs(asked_for.config))("model")
+    model = study_models.loader(asked_for.module.model_specs(asked_for.config))("model")
     assert model.decode(prompt).count("Where is the ship?") == 1
     assert set(Run.read(folder).manifest.inputs) == {"personas", "questions", "vectors"}
     assert (
@@ -222,7 +222,7 @@ def test_a_users_personas_questions_and_vectors_are_the_ones_that_run(directory,
 
 def test_an_empty_system_prompt_is_left_out_not_sent_empty(directory, own, tmp_path):
     asked_for = study(directory, *own)
-    model = running.loader(asked_for.module.model_specs(asked_for.config))("model")
+    model = study_models.loader(asked_for.module.model_specs(asked_for.config))("model")
     silent, told = (people(asked_for.config)[key] for key in ("control", "pirate"))
     found = prompt_of(asked_for.config, model, silent, "Where is the ship?")
     assert torch.equal(found.tokens, model.chat("Where is the ship?").tokens)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mechinterp import hub, running
+from mechinterp import hub, running, study_files
 from mechinterp.chat import insert_question, render
 from mechinterp.directions import projection
 from mechinterp.files import file_sha256
@@ -262,7 +262,7 @@ def test_cells_are_known_from_the_configuration():
 
 
 def test_presets_are_configurations():
-    assert running.presets("question_insertion") == ["demo", "paper"]
+    assert study_files.presets("question_insertion") == ["demo", "paper"]
     for preset in ("demo", "paper"):
         assert running.ask("question_insertion", preset=preset).cells()
 
