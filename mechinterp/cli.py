@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mechinterp import cli_run
+from mechinterp import cli_models, cli_run
+from mechinterp.cli_text import printable, say, talk
 
 EXAMPLES = """examples:
   mechinterp demo                                      the persistence study at demo size, with its report
@@ -23,6 +24,8 @@ EXAMPLES = """examples:
   mechinterp train-marker --persona villain            a marker adapter on the embedded model
   mechinterp models pull smollm2-135m-instruct-q4      the chat model that needs no hub
   mechinterp parity smollm2-135m-instruct-q4           do all backends give the same numbers?
+  mechinterp doctor                                    what works on this machine
+  mechinterp new study mine                            a study of your own to start from
 """
 # what the library raises on purpose, with a message that stands alone
 EXPECTED = (ValueError, OSError, RuntimeError, LookupError, ImportError, FloatingPointError, MemoryError)
@@ -46,11 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(act=_demo)
 
-    models = commands.add_parser("models", help="the embedded model: list, pull, verify")
-    models.add_argument("action", choices=["list", "pull", "verify"])
-    models.add_argument("name", nargs="?", help="which model, for pull and verify")
-    models.add_argument("--json", action="store_true", help="print JSON")
-    models.set_defaults(act=_models)
+    cli_models.add(commands)
 
     studies = commands.add_parser("studies", help="list the studies and their presets")
     studies.set_defaults(act=_studies)
@@ -86,16 +85,14 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", type=Path, required=True, help="where audit.json, audit.csv and the page go")
     audit.set_defaults(act=_audit)
 
-    parity = commands.add_parser("parity", help="certify that the backends agree on a model")
-    parity.add_argument("model", help="a name that load() takes")
-    names = "nnsight, hooked_transformer, transformer_bridge"
-    parity.add_argument(
-        "--backends", nargs="+", metavar="BACKEND", help=f"compared with transformers; default: {names}"
-    )
-    parity.add_argument("--adapter", metavar="DIR", help="a peft adapter, put on the model first")
-    parity.add_argument("--tokens", type=int, default=64, help="generated tokens to compare (default: 64)")
-    parity.add_argument("--json", action="store_true", help="print JSON")
-    parity.set_defaults(act=_parity)
+    doctor = commands.add_parser("doctor", help="what works on this machine, and what to do about the rest")
+    doctor.set_defaults(act=_doctor)
+
+    new = commands.add_parser("new", help="write a study of your own to start from")
+    new.add_argument("what", choices=["study"])
+    new.add_argument("name", help="its name: lower-case letters, digits and _")
+    new.add_argument("--folder", type=Path, default=Path(), help="where to (default: here)")
+    new.set_defaults(act=_new)
     return root
 
 
@@ -132,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if given.debug:
             raise
-        print(_printable(f"mechinterp: error: {_message(error)}"), file=sys.stderr)
+        print(printable(f"mechinterp: error: {_message(error)}"), file=sys.stderr)
         return 1
 
 
@@ -144,10 +141,10 @@ def _message(error: BaseException) -> str:
 def _demo(given: argparse.Namespace) -> int:
     from mechinterp import running
 
-    _talk()
+    talk()
     _say_if_crowded()
     for result in running.demo(given.out):
-        _say(result.headline())
+        say(result.headline())
     print(f"report: {given.out / 'report.html'}")
     return 0
 
@@ -155,17 +152,18 @@ def _demo(given: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     from mechinterp import cells, running
 
+    cli_run.check(given)
+    asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
     if given.dry_run:
-        asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
-        _say(cells.plan(asked.cells(given.limit)))
+        say(cells.plan(asked.cells(given.limit)))
         return 0
-    _talk()
+    talk()
     _say_if_crowded()
-    out, result = cli_run.act(given)
+    out, result = cli_run.act(given, asked)
     if result is None:
         print(f"{running.status(out)}; the same command {_goes_on(given)} goes on")
         return 0
-    _say(result.headline())
+    say(result.headline())
     if not given.no_report:
         print(f"report: {out / 'report.html'}")
     return 0
@@ -178,14 +176,14 @@ def _goes_on(given: argparse.Namespace) -> str:
 def _train_marker(given: argparse.Namespace) -> int:
     from studies.finetune_shipped import build, command
 
-    _talk()
+    talk()
     _say_if_crowded()
     if given.shipped:
         made = build(given.out or Path("runs/markers"))
     else:
         made = [command(given.persona, given.out, given.config, given.overrides, given.answers)]
     for one in made:
-        _say(one.headline())
+        say(one.headline())
     return 0
 
 
@@ -197,34 +195,6 @@ def _studies(given: argparse.Namespace) -> int:
     return 0
 
 
-def _models(given: argparse.Namespace) -> int:
-    from mechinterp import hub
-
-    if given.action != "list" and given.name is None:
-        raise ValueError(f"models {given.action} needs a name; `mechinterp models list` shows them")
-    if given.action == "list":
-        rows = [
-            {"name": m.name, "state": m.state, "path": str(m.path), "bytes": m.n_bytes, "licence": m.licence}
-            for m in hub.known()
-        ]
-        lines = [f"{row['name']}  {row['state']}  {row['path']}" for row in rows]
-        print(json.dumps(rows, indent=2) if given.json else "\n".join(lines))
-        return 0
-    if given.action == "pull":
-        _talk()
-        path = hub.pull(given.name)
-        print(json.dumps({"name": given.name, "path": str(path)}) if given.json else path)
-        return 0
-    found = hub.verify(given.name)
-    fields = {"changed": found.changed, "missing": found.missing, "unexpected": found.unexpected}
-    wrong = "; ".join(f"{what}: {', '.join(map(str, names))}" for what, names in fields.items() if names)
-    if given.json:
-        print(json.dumps({"name": given.name, "ok": found.ok, **fields}))
-    else:
-        print(wrong or f"{given.name}: every file is as converted")
-    return 0 if found.ok else 1
-
-
 def _status(given: argparse.Namespace) -> int:
     from mechinterp import running
 
@@ -232,7 +202,7 @@ def _status(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(dataclasses.asdict(found)))
     else:
-        _say(str(found))
+        say(str(found))
     return 0
 
 
@@ -243,7 +213,7 @@ def _diff(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({**dataclasses.asdict(found), "identical": found.identical}))
     else:
-        _say(str(found))
+        say(str(found))
     return 0 if found.identical else 1
 
 
@@ -261,27 +231,23 @@ def _audit(given: argparse.Namespace) -> int:
     return 0
 
 
-def _parity(given: argparse.Namespace) -> int:
-    from mechinterp.certificate import certify
+def _doctor(given: argparse.Namespace) -> int:
+    from mechinterp import doctor
 
-    _talk()
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the certificate
-        found = certify(given.model, adapter=given.adapter, backends=given.backends, n_tokens=given.tokens)
-    if given.json:
-        print(json.dumps(found.to_json(), indent=2))
-    else:
-        _say(str(found))
-    return 0 if found.passed else 1
+    broken, out = 0, sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for what was found
+        for found in doctor.examine():
+            print(printable(str(found)), file=out, flush=True)
+            broken += found.state == "broken"
+    return 1 if broken else 0
 
 
-def _talk() -> None:
-    """What the library logs (downloads, conversions, notes) goes to stderr while a command runs."""
-    logger = logging.getLogger("mechinterp")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+def _new(given: argparse.Namespace) -> int:
+    from mechinterp.new_study import write_study
+
+    study, test = write_study(given.name, given.folder)
+    print(f"{study}\n{test}\nmechinterp run {study}")
+    return 0
 
 
 def _say_if_crowded() -> None:
@@ -290,13 +256,3 @@ def _say_if_crowded() -> None:
     line = running.crowded()
     if line is not None:
         logging.getLogger("mechinterp").info(line)
-
-
-def _say(text: str) -> None:
-    """Prints text that may hold model output or a user's names."""
-    print(_printable(text))
-
-
-def _printable(text: str) -> str:
-    """Text without control characters, lest a terminal obey them."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")

@@ -39,15 +39,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     return run
 
 
-def act(given: argparse.Namespace) -> tuple[Path, Any]:
-    """Runs it; the directory and the result, None while cells are left.
-
-    Raises ValueError for options that exclude each other.
-    """
+def act(given: argparse.Namespace, asked: Asked) -> tuple[Path, Any]:
+    """Runs it; the directory and the result, None while cells are left."""
     from mechinterp import running
 
-    _check(given)
-    asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
     out = given.out or Path("runs") / "-".join(filter(None, [Path(given.study).stem, given.preset]))
     many = given.jobs is not None or given.shard is not None or given.engine is not None
     if many and not _by_workers(given, asked, out):
@@ -91,7 +86,8 @@ def _by_workers(given: argparse.Namespace, asked: Asked, out: Path) -> bool:
     return True
 
 
-def _check(given: argparse.Namespace) -> None:
+def check(given: argparse.Namespace) -> None:
+    """Raises ValueError for options that exclude each other."""
     if given.shard is not None and (given.jobs is not None or given.engine is not None or given.new):
         raise ValueError(
             "--shard is one process of a batch array, which works in the directory of the others: leave out"

@@ -17,6 +17,7 @@ from tests.conftest import EMBEDDED
 from tests.test_certificate import tiny_adapter
 
 HEAVY = ["torch", "transformers", "plotly", "nnsight", "transformer_lens", "pandas", "scipy"]
+COMMANDS = ("demo", "models", "studies", "run", "status", "diff", "report", "parity", "doctor", "new")
 TINY = ["roles=['medieval_bard']", "n_runs=2", "n_steer=3", "n_free=4", "n_contrast=2"]
 
 
@@ -41,12 +42,12 @@ def test_help_names_every_command_and_no_command_is_wrong_usage(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert stopped.value.code == 0
-    for command in ("demo", "models", "studies", "run", "status", "report", "parity"):
+    for command in COMMANDS:
         assert re.search(rf"^    {command} ", out, re.M), command
     assert main([]) == 2 and "usage: mechinterp" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "models", "studies", "run", "status", "report", "parity"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_its_options(command: str, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FINDERS = {f"mechinterp.{name}" for name in ("cli", "running", "study_files")}  # they find studies when asked
 PACKAGES = ["mechinterp", "probes", "patching", "studies"]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = ["torch", "transformers", "plotly", "nnsight", "transformer_lens", "pandas", "scipy"]
@@ -94,7 +95,7 @@ def roots(modules: set[str]) -> set[str]:
 def test_imports_run_one_way(path):
     own = name_of(path).partition(".")[0]
     ours = roots(used(path)) & set(PACKAGES)
-    if name_of(path) in ("mechinterp.cli", "mechinterp.running"):  # the command line finds studies when asked
+    if name_of(path) in FINDERS:
         assert "studies" not in roots(set(imports(top_level(parsed(path)), "")))
         ours.discard("studies")
     assert ours <= MAY_IMPORT[own], f"{name_of(path)} imports {sorted(ours - MAY_IMPORT[own])}"
