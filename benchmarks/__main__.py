@@ -13,7 +13,7 @@ from pathlib import Path  # noqa: E402
 
 from benchmarks.subject import EMBEDDED  # noqa: E402
 
-WORKLOADS = ("activations", "attention", "divergence", "generation", "lens", "patching")
+WORKLOADS = ("activations", "attention", "divergence", "generation", "lens", "patching", "scale")
 
 
 def main() -> None:

@@ -114,6 +114,9 @@ def show(report: dict[str, Any]) -> str:
     for case, arms in report.items():
         if case in ("workload", "machine"):
             continue
+        if "ours" not in arms:
+            lines += _leaves(case, arms)
+            continue
         entries = arms if "ratio" not in arms else {"ours": arms["ours"], "loop": arms}
         for name, entry in entries.items():
             ratio = (
@@ -124,6 +127,15 @@ def show(report: dict[str, Any]) -> str:
                 f"{case + '.' + name:<40} {ratio} {entry['cpu_seconds']:>9.2f} {wrong:>10}{_more(entry)}"
             )
     return "\n".join(lines)
+
+
+def _leaves(path: str, held: dict[str, Any]) -> list[str]:
+    """The numbers of a workload without a peer, one a line."""
+    lines = []
+    for name, value in held.items():
+        at = f"{path}.{name}"
+        lines += _leaves(at, value) if isinstance(value, dict) else [f"{at:<40} {value:>10.4g}"]
+    return lines
 
 
 def _more(entry: dict[str, Any]) -> str:

@@ -235,7 +235,7 @@ def _check(
     if len(layers) != scored[OWN].shape[1] or len(set(layers)) < len(layers):
         raise ValueError(f"{scored[OWN].shape[1]} layers need as many different numbers, not {list(layers)}")
     if len(set(labels.tolist())) < 2:
-        raise ValueError("all examples have the same label; give at least two classes")
+        raise ValueError(f"all {n} examples have the same label; give at least two classes")
 
 
 def _notes(

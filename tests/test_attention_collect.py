@@ -79,7 +79,7 @@ def collected(model) -> Examples:
     return cell(model)
 
 
-def test_quotas_end_the_cell_and_every_trial_until_then_is_counted(collected):
+def test_fault_038_answers_with_and_without_the_marker_are_counted_until_the_quotas_end_the_cell(collected):
     assert len(collected.positives) == 3 and len(collected.negatives) == 2
     (counts,) = collected.counts
     last = max(e.trial for e in (*collected.positives, *collected.negatives))

@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import activations, attention, divergence, generation, lens, memory, patching
+from benchmarks import activations, attention, divergence, generation, lens, memory, patching, scale
 from benchmarks.memory import extra_peak, grown
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, error, interleave, machine, show
+from mechinterp import running
 from mechinterp.backends.twin import twin
 from mechinterp.gather import gather
 from mechinterp.json_io import write_json
@@ -240,3 +241,19 @@ def test_an_unknown_workload_is_refused_with_those_there_are():
         [sys.executable, "-m", "benchmarks", "patchin"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "activations" in done.stderr and "generation" in done.stderr
+
+
+def test_what_directories_and_engines_cost_has_its_keys(monkeypatch):
+    def as_serial(asked, folder, **more):
+        running.run(asked, folder, progress=False, report=False)
+
+    monkeypatch.setattr(scale, "SIZES", (3, 30))
+    monkeypatch.setattr(scale.ray_engine, "run_ray", as_serial)
+    monkeypatch.setattr(scale.jobs, "run_jobs", lambda asked, folder, n, **more: as_serial(asked, folder))
+    monkeypatch.setattr(scale, "ENGINE_CELLS", 60)
+    found = scale.measure(Subject(), rounds=1, quick=False)
+    assert found["resume30"]["resume3"]["ratio"] > 1
+    assert found["ray"]["serial"]["overhead"] > 0 and found["serial"]["serial"]["overhead"] == 1
+    assert set(found["n3"]) == {"run", "open", "resume", "status", "report", "run_ms_per_cell"}
+    shown = show({"workload": "scale", "machine": {}, **found})
+    assert "resume30.resume3.ratio" in shown and "ray.serial.overhead" in shown

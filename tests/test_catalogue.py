@@ -68,3 +68,29 @@ def test_fault_079_the_same_request_gives_the_same_bits(llama):
 
     assert torch.equal(run().tokens, run().tokens)
     assert torch.equal(llama.forward(IDS).logits, llama.forward(IDS).logits)  # type: ignore
+
+
+def test_fault_103_what_a_prompt_says_is_in_no_log_and_nothing_is_sent(caplog, capfd, tmp_path, monkeypatch):
+    """A secret is sampled from and trained on, with loggers at their loudest."""
+    from pathlib import Path
+
+    from studies.finetune_config import Lora, Training
+    from studies.finetune_data import TrainingExample
+    from studies.finetune_training import train
+    from tests.tiny_chat import even_llama, saved
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    caplog.set_level("DEBUG")
+    model = mi.load(str(saved(even_llama(128), tmp_path / "model")))
+    prompt = model.chat("My secret is Quixotic42.", system="You keep Quixotic42.")
+    mi.sample(model, [prompt.tokens[0]], [mi.Phase(3)])
+    ids = tuple(prompt.tokens[0].tolist())
+    example = TrainingExample("a", "Quixotic42?", ids, (5, 6), 2, 7, False, (8,), (2,), 8)
+    settings = Training(loss="completion", n_steps=1, save_every=1, batch_size=1, lora=Lora(rank=1, alpha=1))
+    train(model, [example], settings, tmp_path / "out", seed=0)
+    out, err = capfd.readouterr()
+    assert "Quixotic42" not in caplog.text + out + err
+    assert not list(tmp_path.rglob("wandb*")) and not list(tmp_path.rglob("events.out*"))
+    held = [path for path in Path(tmp_path / "out").rglob("*") if path.is_file()]
+    assert held and not any(b"Quixotic42" in path.read_bytes() for path in held)

@@ -206,7 +206,7 @@ def test_transfer_scores_the_same_probes_under_the_same_folds():
 
 
 @pytest.mark.parametrize("rounding", [0.0, 1e-7])
-def test_copies_across_groups_are_refused_since_they_leak(rounding):
+def test_fault_109_copies_across_groups_are_refused_since_they_leak(rounding):
     """Pure noise, each example twice in two groups: ungrouped, the probe would score what it remembers."""
     half = noise(20, 2, 60)
     x = torch.cat([half, half * (1 + rounding)])
@@ -264,6 +264,15 @@ def holed() -> torch.Tensor:
 def test_fault_016_what_cannot_be_probed_is_refused(asked, said):
     with pytest.raises(ValueError, match=said):
         linear_probes(asked.pop("activations"), asked.pop("labels"), asked.pop("groups"), **asked)
+
+
+def test_fault_110_one_class_is_refused_with_its_count_and_many_features_are_fitted():
+    with pytest.raises(ValueError, match="all 40 examples have the same label; give at least two classes"):
+        quick(planted(), ["villain"] * 40)
+    wide = noise(40, 1, 400)  # ten features an example: without the penalty nothing would be determined
+    assert abs(float(quick(wide).accuracy[0, 0]) - 0.5) < 0.3
+    wide += torch.tensor([1.0 if label == LABELS[0] else -1.0 for label in LABELS])[:, None, None]
+    assert float(quick(wide).accuracy[0, 0]) > 0.9
 
 
 # the result -------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_answers_are_spread_over_questions(given):
     assert [e.question for e in spread(thrice, 5)] == [*(e.question for e in examples), examples[0].question]
 
 
-def test_records_without_a_marker_have_no_locus(given, pair):
+def test_fault_038_records_without_a_marker_have_no_locus(given, pair):
     examples = read_positives(given / "records" / f"positives_{PERSONA}.json")
     with pytest.raises(ValueError, match="no answer with the marker"):
         marked(pair[0], replace(examples, positives=()), n_positives=4, n_negatives=4)

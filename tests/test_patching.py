@@ -283,7 +283,7 @@ def test_fault_044_another_tokenizer_is_refused(real):
         check_alike(other, real)
 
 
-def test_models_of_another_build_or_dtype_are_refused(base):
+def test_fault_071_models_of_another_build_or_dtype_are_refused(base):
     with pytest.raises(ValueError, match="differ in architecture"):
         patching.patch_residual(wrapped(shared("gpt2")), base, ids()[None], difference())
     narrow = wrapped(tiny("llama").to(torch.bfloat16))

@@ -140,7 +140,7 @@ def test_fault_106_what_has_no_value_has_a_reason_and_is_counted():
     assert len(found.entries) == every, "a persona lacks a column silently"
 
 
-def test_three_personas_are_a_table_and_four_are_correlated():
+def test_fault_112_runs_are_joined_by_persona_three_are_a_table_and_four_are_correlated():
     for n in (3, 4):
         effects = {p: (0.1 * (k + 1), 0.2) for k, p in enumerate(PEOPLE[:n])}
         own = {p: (50 + 10 * k, 5) for k, p in enumerate(PEOPLE[:n])}
