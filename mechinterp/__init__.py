@@ -23,6 +23,7 @@ _HOME = {
     ),
     "sampling": ("Phase", "Samples", "Watch", "sample", "stop_ids"),
     "results": ("Result", "load_result"),
+    "coloured_text": ("pieces", "token_view"),
     "cells": ("Cell",),
     "runs": ("Run",),
     "certificate": ("certify",),
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from mechinterp.chat import insert_question as insert_question
     from mechinterp.chat import plain as plain
     from mechinterp.chat import render as render
+    from mechinterp.coloured_text import pieces as pieces
+    from mechinterp.coloured_text import token_view as token_view
     from mechinterp.interventions import Add as Add
     from mechinterp.interventions import Apply as Apply
     from mechinterp.interventions import Clamp as Clamp

@@ -80,9 +80,17 @@ class Result:
             [document, hashlib.sha256(tensor_bytes(tensors)).hexdigest() if tensors else None]
         )
 
-    def _repr_html_(self) -> str | None:
-        """The first rows of the table, for notebooks."""
-        return self.to_dataframe().head(10).to_html()
+    def _repr_html_(self) -> str:
+        """What it is, of which model, n and seed, and the first rows of its table."""
+        from mechinterp.notebook import html_of
+
+        return html_of(self)
+
+    def _ipython_display_(self) -> None:
+        """In a notebook a result shows itself: the words and the table, then the figure."""
+        from mechinterp.notebook import display
+
+        display(self)
 
 
 def load_result(folder: Path | str) -> Any:
