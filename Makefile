@@ -28,13 +28,27 @@ lint: $(V)/.ok
 types: $(V)/.ok
 	$(B)/pyright
 
-# The same backend file against the newest transformer-lens 4.x, in an environment of its own.
-test-matrix:
-	$(PY) -m venv .venv-tl4
-	.venv-tl4/bin/python -m pip install -q --disable-pip-version-check uv
-	grep -v '^transformer-lens==' constraints.txt > .venv-tl4/constraints.txt
-	VIRTUAL_ENV=.venv-tl4 .venv-tl4/bin/uv pip install -q $(FIND) -c .venv-tl4/constraints.txt 'transformer-lens>=4,<5' -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-tl4/bin/python -m pytest -n 2 tests/test_parity.py tests/test_verify.py tests/test_model.py \
-	  tests/test_library_objects.py
+# The parity part of the suite against the newest transformer-lens 4.x, and against the lowest versions of our
+# ranges (torch at its pin), each in an environment of its own.
+PARITY := tests/test_parity.py tests/test_verify.py tests/test_model.py tests/test_library_objects.py
+test-matrix: test-newest test-lowest
 
-.PHONY: env demo test lint types test-matrix
+test-newest:
+	$(PY) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check uv
+	grep -v '^transformer-lens==' constraints.txt > .venv-newest/constraints.txt
+	VIRTUAL_ENV=.venv-newest .venv-newest/bin/uv pip install -q $(FIND) -c .venv-newest/constraints.txt 'transformer-lens>=4,<5' -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 $(PARITY)
+
+test-lowest:
+	$(PY) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check uv
+	grep '^torch==' constraints.txt > .venv-lowest/constraints.txt
+	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install -q $(FIND) --resolution lowest-direct -c .venv-lowest/constraints.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 $(PARITY)
+
+# The wheel alone, in a fresh environment outside the clone.
+wheel:
+	.ci/wheel
+
+.PHONY: env demo test lint types test-matrix test-newest test-lowest wheel

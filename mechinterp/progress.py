@@ -114,6 +114,15 @@ def failures(folder: Path, cells: Sequence[Cell]) -> list[Failure]:
     return [Failure(**read_json(path)) for path in paths if path.is_file()]
 
 
+def lost(folder: Path, cells: Sequence[Cell]) -> set[str]:
+    """The keys of cells that failed, and of those that read one of them, however far."""
+    found: set[str] = set()
+    for cell in cells:
+        if found.intersection(cell.inputs) or failure_path(folder, cell).exists():
+            found.add(cell.key)
+    return found
+
+
 def forget_failures(folder: Path, cells: Sequence[Cell]) -> None:
     """Let those of these cells that failed be tried again."""
     for cell in cells:

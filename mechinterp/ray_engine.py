@@ -18,7 +18,7 @@ from mechinterp import engine
 from mechinterp.cells import Cell
 from mechinterp.jobs import LOOK, check
 from mechinterp.manifest import RunManifest, manifest_for
-from mechinterp.progress import forget_failures
+from mechinterp.progress import forget_failures, lost
 from mechinterp.running import Asked, joined, opened, reopened
 from mechinterp.runs import Run
 from mechinterp.workers import Worker, spread
@@ -79,7 +79,12 @@ def _watch(ray: Any, run: Run, cells: Sequence[Cell], ends: list[Any], bar: Any)
             ray.get(ended)
         except ray.exceptions.RayActorError as error:
             raise RuntimeError(_reason(error)) from None
-        still = [cell for cell in left if not (run.path(cell) / "cell.json").exists()]
+        except ray.exceptions.RayTaskError as error:  # a full disk
+            raise error.cause from None
+        hopeless = lost(run.folder, cells)
+        still = [
+            one for one in left if one.key not in hopeless and not (run.path(one) / "cell.json").exists()
+        ]
         bar.update(len(left) - len(still))
         left = still
 
