@@ -20,7 +20,7 @@ from mechinterp.export import FileFormat
 from mechinterp.files import file_sha256, folder_sha256
 from mechinterp.results import Result
 from mechinterp.runs import Run, Status
-from mechinterp.study_files import preset_file, study_module
+from mechinterp.study_files import is_file, preset_file, study_module
 from mechinterp.study_models import loader, weights_of
 
 PUBLISHED = "published"  # the folder of a run that holds its records in the published schemas
@@ -116,7 +116,7 @@ def _question(asked: Asked) -> dict[str, Any]:
         for name, value in asked.config.model_dump().items()
         if isinstance(value, Path) and value.exists()
     }
-    if Path(asked.study).suffix == ".py":
+    if is_file(asked.study):
         inputs["study"] = file_sha256(Path(asked.study))
     specs = asked.module.model_specs(asked.config)
     return {
@@ -151,6 +151,11 @@ def demo(folder: Path) -> list[Any]:
 def reopened(folder: Path) -> tuple[Asked, Run]:
     """A run directory to look at: its study and configuration, read-only."""
     found = Run.read(folder)
+    if is_file(found.manifest.study) and Path(found.manifest.study).resolve().is_relative_to(found.folder):
+        raise ValueError(
+            f"{folder} brings its own study file, which may be a stranger's code; look at it, and run it"
+            " from a place of yours"
+        )
     _, module = study_module(found.manifest.study)
     config: StudyConfig = module.Config.model_validate_json(json.dumps(found.manifest.config), strict=True)
     return Asked(found.manifest.study, module, config), found

@@ -25,7 +25,7 @@ from studies.zlt_attention_config import Config
 
 def check(cell: Cell, model: Model, inputs: Mapping[str, Result], config: Config) -> Preflight:
     """The first persona's trained model under its own kernel and under eager."""
-    persona, questions = people(config)[config.personas[0]], asked(config)
+    persona, questions = people(config)[config.personas[0]], asked(config)[: config.n_preflight]
     return compare_with_eager(
         model,
         [prompt_of(model, persona, question) for question in questions],

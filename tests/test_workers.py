@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mechinterp import jobs, manifest, running
+from mechinterp import jobs, manifest, progress, running
 from mechinterp.cells import Cell, needed
 from mechinterp.cli import main
 from mechinterp.difference import compare
 from mechinterp.jobs import Share, run_jobs, run_share
-from mechinterp.json_io import read_lines
+from mechinterp.json_io import read_json, read_lines, write_json
 from mechinterp.runs import Run
 from mechinterp.workers import CellsFailed, Worker, spread
 
@@ -199,6 +199,16 @@ def test_a_cell_that_always_fails_is_told_with_its_traceback_and_the_others_fini
     assert compare(alone(tmp_path / "serial", *overrides), tmp_path / "run").identical
 
 
+def test_what_reads_a_failed_cell_is_lost_however_far(tmp_path):
+    cells = [Cell("a", "t"), Cell("b", "t", inputs=("a",)), Cell("c", "t", inputs=("b",)), Cell("d", "t")]
+    assert progress.lost(tmp_path, cells) == set()
+    progress.note_failure(tmp_path, cells[0], ValueError("no"))
+    assert progress.lost(tmp_path, cells) == {"a", "b", "c"}
+    assert progress.failures(tmp_path, cells)[0].error == "ValueError: no"
+    progress.forget_failures(tmp_path, cells)
+    assert progress.lost(tmp_path, cells) == set()
+
+
 def test_a_share_reports_the_failures_among_its_own_cells(tmp_path):
     with pytest.raises(CellsFailed, match="draw/0"):
         run_share(asked("bad=[0]"), tmp_path / "run", Share(0, 2), progress=False)
@@ -345,6 +355,16 @@ def test_a_study_that_is_no_file_or_none_is_refused_with_what_to_do(tmp_path, ca
     (tmp_path / "empty.py").write_text("x = 1\n")
     assert main(["run", str(tmp_path / "empty.py")]) == 1
     assert "is no study: it has no Config, cells" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_a_run_that_brings_its_own_code_is_not_imported(command, tmp_path, capsys):
+    alone(tmp_path / "run")
+    (tmp_path / "run" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    document = read_json(tmp_path / "run" / "manifest.json")
+    write_json(tmp_path / "run" / "manifest.json", document | {"study": str(tmp_path / "run" / "evil.py")})
+    assert main([command, str(tmp_path / "run")]) == 1
+    assert "may be a stranger's code" in capsys.readouterr().err and not (tmp_path / "ran").exists()
 
 
 def test_a_preset_beside_a_study_file_is_found(tmp_path):
