@@ -38,7 +38,8 @@ LOWER = {  # within mechinterp: what each of these files may import of ours
     "backends.turns": set(),
     "backends.twin": set(),
     "backends.attention_rows": set(),
-    "results": {"json_io", "files", "codec", "digests", "directory", "figures"},
+    "results": {"json_io", "files", "codec", "digests", "directory", "figures", "notebook"},
+    "notebook": {"results"},
 }
 NOT_IN_BACKENDS = {"model", "activations", "sampling", "stream", "gather", "loading", "hub", "adapters"}
 
