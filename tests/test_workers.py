@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mechinterp import jobs, manifest, progress, running
 from mechinterp.cells import Cell, needed
@@ -20,6 +21,7 @@ from mechinterp.jobs import Share, run_jobs, run_share
 from mechinterp.json_io import read_json, read_lines, write_json
 from mechinterp.runs import Run
 from mechinterp.workers import CellsFailed, Worker, spread
+from tests.toy_study import Draw
 
 TOY = str(Path(__file__).with_name("toy_study.py"))
 ROOT = Path(__file__).parents[1]
@@ -240,6 +242,22 @@ def test_an_input_that_changed_takes_its_readers_along(serial, tmp_path):
     with pytest.warns(UserWarning, match="made again"):
         run_share(asked(), tmp_path, Share(0, 1), progress=False)
     assert compare(serial, tmp_path).identical
+
+
+def test_a_cell_waits_until_all_that_it_was_made_from_is_as_asked(tmp_path):
+    """Three in a row, met from their end: the last is not taken as finished while the first is made anew."""
+
+    def act(cell: Cell, model: None, inputs: dict) -> Draw:
+        return Draw(torch.tensor([cell.args["n"]]) + sum(held.values for held in inputs.values()))
+
+    first = Cell("a", "t", args={"n": 1})
+    rest = [Cell("b", "t", inputs=("a",), args={"n": 0}), Cell("c", "t", inputs=("b",), args={"n": 0})]
+    running.opened(asked(), tmp_path).close()
+    for a in (first, replace(first, args={"n": 2})):
+        with warnings.catch_warnings(), running.joined(asked(), tmp_path) as run:
+            warnings.simplefilter("ignore")
+            list(Worker(run, resolve_model=str, task=act).work([*reversed(rest), a]))
+            assert [float(run.result(cell).values) for cell in (a, *rest)] == [a.args["n"]] * 3
 
 
 # who works --------------------------------------------------------------------------------------------------
