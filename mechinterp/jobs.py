@@ -139,7 +139,7 @@ def watch(
         while alive:
             time.sleep(LOOK)
             ended = [worker for worker in alive if worker.poll() is not None]
-            still = [cell for cell in left if not (run.path(cell) / "cell.json").exists()]
+            still = [cell for cell in left if not run.present(cell)]
             bar.update(len(left) - len(still))
             left = still
             for worker in ended:

@@ -82,9 +82,7 @@ def _watch(ray: Any, run: Run, cells: Sequence[Cell], ends: list[Any], bar: Any)
         except ray.exceptions.RayTaskError as error:  # a full disk
             raise error.cause from None
         hopeless = lost(run.folder, cells)
-        still = [
-            one for one in left if one.key not in hopeless and not (run.path(one) / "cell.json").exists()
-        ]
+        still = [one for one in left if one.key not in hopeless and not run.present(one)]
         bar.update(len(left) - len(still))
         left = still
 

@@ -141,6 +141,10 @@ class Run:
         except (ValueError, KeyError, OSError):
             return False
 
+    def present(self, cell: Cell) -> bool:
+        """Whether a cell is on the disk, whatever it was made from: a look that reads nothing."""
+        return (self.path(cell) / "cell.json").exists()
+
     def claim(self, cell: Cell) -> AbstractContextManager[bool]:
         """Whether the cell is this process's to make, until the context ends; others pass it over."""
         return hold(held_path(self.folder, cell))

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
+from mechinterp.doctor import CHROMES
+
 
 def chrome() -> str:
     """Path of a Chrome or Chromium; without one the test skips, or fails under REQUIRE_CHROME=1."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
+    for name in CHROMES:
         if path := shutil.which(name):
             return path
     reason = "no Chrome or Chromium here; `apt-get install chromium` brings one"
