@@ -28,6 +28,12 @@ lint: $(V)/.ok
 types: $(V)/.ok
 	$(B)/pyright
 
+# Every page is run, offline, on the embedded model; a warning is an error.
+docs: $(V)/.ok
+	rm -rf docs/_build/html
+	$(B)/python -m sphinx -W --keep-going -E -b html docs docs/_build/html
+	$(B)/python docs/check.py docs/_build/html
+
 # The parity part of the suite against the newest transformer-lens 4.x, and against the lowest versions of our
 # ranges (torch at its pin), each in an environment of its own.
 PARITY := tests/test_parity.py tests/test_verify.py tests/test_model.py tests/test_library_objects.py
@@ -47,8 +53,16 @@ test-lowest:
 	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install -q $(FIND) --resolution lowest-direct -c .venv-lowest/constraints.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 $(PARITY)
 
+# Mutants of the arithmetic, and which of them no test kills: an hour and more on two cores, begun again where it
+# was left. mutmut is no part of the environment; it is taken for this alone.
+mutants: $(V)/.ok
+	$(B)/python -m pip install -q --disable-pip-version-check uv
+	VIRTUAL_ENV=$(V) $(B)/uv pip install -q -c constraints.txt mutmut==3.8.1
+	OMP_NUM_THREADS=1 $(B)/mutmut run --max-children 2
+	$(B)/python -m tests.mutants
+
 # The wheel alone, in a fresh environment outside the clone.
 wheel:
 	.ci/wheel
 
-.PHONY: env demo test lint types test-matrix test-newest test-lowest wheel
+.PHONY: env demo test docs lint types test-matrix test-newest test-lowest mutants wheel

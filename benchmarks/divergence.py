@@ -16,7 +16,7 @@ from benchmarks.memory import extra_peaks, over_ours
 from benchmarks.subject import Subject
 from benchmarks.timing import Arm, interleave
 from mechinterp.divergence import pairwise
-from probes.output_divergence import output_divergence
+from probes.outputs import output_divergence
 from probes.responses import Response
 from studies.personas import core_personas, questions
 

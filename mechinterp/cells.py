@@ -98,7 +98,7 @@ def needed(cells: Sequence[Cell], chosen: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.key in kept]
 
 
-def plan(cells: Sequence[Cell]) -> str:
+def listed(cells: Sequence[Cell]) -> str:
     """The list of cells as text, one a line, under a line that counts tasks and models."""
     tasks = Counter(cell.task for cell in cells)
     models = {cell.model for cell in cells} - {None}

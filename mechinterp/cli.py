@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mechinterp import cli_models, cli_run
+from mechinterp import cli_models, cli_plan, cli_run
 from mechinterp.cli_text import printable, say, talk
 
 EXAMPLES = """examples:
@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   mechinterp run persistence --preset demo --out runs/p --set "roles=['medieval_bard']"
   mechinterp run persistence --config mine.toml --out runs/mine --dry-run
   mechinterp run leakage --preset demo --jobs 4        in four processes; the results are those of one
+  mechinterp plan persistence --preset paper           what it will cost, before the weights are there
   mechinterp status runs/mine                          how far it is; the same `run` command goes on
   mechinterp audit zlt_attention DIR --out runs/a      published records analysed again, without a model
   mechinterp train-marker --persona villain            a marker adapter on the embedded model
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     studies.set_defaults(act=_studies)
 
     cli_run.add(commands).set_defaults(act=_run)
+    cli_plan.add(commands).set_defaults(act=_plan)
     _add_train_marker(commands)
 
     status = commands.add_parser("status", help="how far a run is")
@@ -155,7 +157,7 @@ def _run(given: argparse.Namespace) -> int:
     cli_run.check(given)
     asked = running.ask(given.study, preset=given.preset, config=given.config, overrides=given.overrides)
     if given.dry_run:
-        say(cells.plan(asked.cells(given.limit)))
+        say(cells.listed(asked.cells(given.limit)))
         return 0
     talk()
     _say_if_crowded()
@@ -167,6 +169,13 @@ def _run(given: argparse.Namespace) -> int:
     if not given.no_report:
         print(f"report: {out / 'report.html'}")
     return 0
+
+
+def _plan(given: argparse.Namespace) -> int:
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the plan
+        found = cli_plan.planned(given)
+    print(printable(cli_plan.as_json(found) if given.json else cli_plan.as_text(found)))
+    return 1 if any(part.failed for part in found.parts) else 0
 
 
 def _goes_on(given: argparse.Namespace) -> str:

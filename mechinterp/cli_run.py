@@ -15,12 +15,7 @@ LEAVING = 60.0  # seconds for the other workers to end once all cells are finish
 def add(commands: Any) -> argparse.ArgumentParser:
     """The command with its options."""
     run = commands.add_parser("run", help="run a study, or go on with it")
-    run.add_argument("study", help="a name that `mechinterp studies` lists, or the path of your own .py file")
-    run.add_argument("--preset", help="a named configuration; see `mechinterp studies`")
-    run.add_argument("--config", type=Path, help="a TOML or JSON file")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value"
-    )
+    add_question(run)
     run.add_argument("--out", type=Path, help="run directory (default: runs/STUDY-PRESET)")
     run.add_argument("--limit", type=int, help="only the first N cells and what they need")
     run.add_argument("--dry-run", action="store_true", help="list the cells and stop")
@@ -37,6 +32,18 @@ def add(commands: Any) -> argparse.ArgumentParser:
     many.add_argument("--gpus-per-worker", type=float, metavar="G", help="GPUs of each Ray actor")
     many.add_argument("--retry-failed", action="store_true", help="try cells that failed before once more")
     return run
+
+
+def add_question(command: argparse.ArgumentParser) -> None:
+    """Which study, in which configuration."""
+    command.add_argument(
+        "study", help="a name that `mechinterp studies` lists, or the path of your own .py file"
+    )
+    command.add_argument("--preset", help="a named configuration; see `mechinterp studies`")
+    command.add_argument("--config", type=Path, help="a TOML or JSON file")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change one value"
+    )
 
 
 def act(given: argparse.Namespace, asked: Asked) -> tuple[Path, Any]:

@@ -96,7 +96,7 @@ def projection(
             "a direction to project on has norm zero; leave it out, or use `cosine`, which says NaN"
         )
     unit = rearrange(v / norm, "... d_model -> (...) d_model").to(x.device)
-    return (x.float() @ unit.T).reshape(*x.shape[:-1], *direction.shape[:-1])
+    return (x.float() @ unit.T).reshape((*x.shape[:-1], *direction.shape[:-1]))
 
 
 def cosine(

@@ -66,8 +66,9 @@ def progress_bar(total: int, done: int, progress: bool) -> Any:
     """A bar on standard error; whoever makes it closes it."""
     from tqdm import tqdm
 
-    # disable=None: silent when the output is no terminal. Cells read from disk stay out of the time estimate.
-    return tqdm(total=total, initial=done, unit="cell", disable=None if progress else True, file=sys.stderr)
+    # Silent where nobody watches. Cells read from disk stay out of the time estimate.
+    watched = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(total=total, initial=done, unit="cell", disable=not watched, file=sys.stderr)
 
 
 class Interrupted(KeyboardInterrupt):

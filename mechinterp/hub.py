@@ -22,6 +22,7 @@ __all__ = [
     "Source",
     "cache_folder",
     "known",
+    "parsed",
     "pull",
     "resolve",
     "resolve_adapter",
@@ -67,7 +68,7 @@ def resolve(name: str, *, revision: str | None = None, subfolder: str | None = N
     `FileNotFoundError` for what does not exist, `PermissionError` for a gated model, and `ConnectionError`
     where the hub does not answer.
     """
-    wanted = _parsed(name, revision, subfolder)
+    wanted = parsed(name, revision, subfolder)
     if wanted.name in {model.name for model in EMBEDDED}:
         if wanted.revision or wanted.subfolder:
             raise ValueError(f"{wanted.name} is one pinned model; ask for it without a revision or subfolder")
@@ -77,7 +78,7 @@ def resolve(name: str, *, revision: str | None = None, subfolder: str | None = N
 
 def resolve_adapter(name: str, *, revision: str | None = None, subfolder: str | None = None) -> Source:
     """A peft adapter by local directory or hub id; as `resolve`."""
-    return _located(_parsed(name, revision, subfolder), "adapter")
+    return _located(parsed(name, revision, subfolder), "adapter")
 
 
 def weights_sha256(path: Path) -> str:
@@ -103,7 +104,7 @@ def weights_sha256(path: Path) -> str:
     return digest
 
 
-def _parsed(name: str, revision: str | None, subfolder: str | None) -> Source:
+def parsed(name: str, revision: str | None, subfolder: str | None) -> Source:
     """The parts of a reference, as a `Source` whose path is still that of the directory it may name."""
     if _is_directory(name) and name not in {"", *(model.name for model in EMBEDDED)}:
         parts: dict[str, str | None] = {"name": name, "revision": None, "subfolder": None}

@@ -38,15 +38,27 @@ def load(
     subfolder: str | None = None,
     anatomy: Anatomy | None = None,
     verify: bool = True,
+    remote: bool = False,
 ) -> Model:
     """A model by name: the embedded one, a Hugging Face id (`id@revision:subfolder`), or a local directory.
 
     dtype "auto" is the checkpoint's own on a GPU and float32 on a CPU. device "auto" is the GPU where there
     is one, else the CPU; "balanced" spreads the layers over all devices (accelerate's device_map). `adapter`
-    is a peft directory or id whose effect is proven before it is returned. Raises ValueError or OSError with
-    what to do.
+    is a peft directory or id whose effect is proven before it is returned. `remote`, with backend "nnsight",
+    leaves an id's weights on an NDIF server, which runs single passes. Raises ValueError or OSError with what
+    to do.
     """
     _check_backend(backend)
+    if remote:
+        from mechinterp.elsewhere import load_remote
+
+        inside = hub.parsed(name, revision, subfolder).subfolder
+        if backend != "nnsight" or adapter is not None or inside is not None or Path(name).is_dir():
+            raise ValueError(
+                'remote=True is for an id on backend="nnsight", without an adapter or a subfolder; leave it'
+                " out to load the weights here"
+            )
+        return _checked(load_remote(name, revision=revision), verify)
     source = hub.resolve(name, revision=revision, subfolder=subfolder)
     hf_model = _load_weights(source.path, dtype, device)
     refuse_active_adapters(hf_model)  # transformers puts one on by itself where it lies beside the weights

@@ -20,6 +20,7 @@ from mechinterp.edit_checks import check
 from mechinterp.interventions import Intervention
 from mechinterp.knockout import Chunk, KnockOut, forbidden_keys
 from mechinterp.memory import refuse_what_cannot_fit
+from mechinterp.passes import noted
 from mechinterp.rows import check_positions, is_integer, layout, slots_at
 from mechinterp.sites import Site, as_index
 
@@ -152,6 +153,7 @@ class Model:
         state = None
         if outcome.cache is not None:
             state = State(outcome.cache, n_before + request.tokens.shape[1], request.pad_left, prompt_lengths)
+        noted(recorder.values)
         values = with_mid(recorder.values, capture)
         logits = None if outcome.logits is None else outcome.logits.to(request.tokens.device)
         return Activations(request.tokens, logits, values, state, tuple(recorder.applied), recorder.natural)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ ROWS, COLUMNS = 6, 10  # of the table
 def html_of(result: Result) -> str:
     """The words and the first rows of the table, all text escaped."""
     name, said = type(result).__name__, (type(result).__doc__ or "").strip().partition("\n")[0]
+    said = re.sub("`+([^`]+)`+", r"<code>\1</code>", html.escape(said))
     figure = _figure(result)
-    parts = [f"<p><b>{html.escape(name)}</b> {html.escape(said)}</p>"]
+    parts = [f"<p><b>{html.escape(name)}</b> {said}</p>"]
     if figure is not None:
         parts.append(f"<p><small>{_subtitle(figure)}</small></p>")
     return f"<div>{''.join([*parts, _table(result)])}</div>"

@@ -48,6 +48,17 @@ def download_snapshot(repository: str, *, revision: str | None, subfolder: str |
         )
 
 
+def download_small_files(repository: str, *, revision: str | None, ways_out: str) -> Path:
+    """The root of a snapshot with configuration and tokenizer, and no weights."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in sorted(SMALL)]
+    with _in_our_words(repository, revision, ways_out):
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=patterns, etag_timeout=TIMEOUT)
+        )
+
+
 def pickle_message(where: str, file: str) -> str:
     """Why weights that are only there as a pickle are not loaded, and what to do."""
     return (

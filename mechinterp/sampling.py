@@ -5,7 +5,9 @@ named choice: `cache="fresh"` discards what the steered phase wrote and goes on 
 same ids, `cache="carry"` keeps it. The choice belongs to the phase that is entered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +68,7 @@ def sample(
     plan = _Plan(model, tuple(phases), temperature, top_p, seed, ids, watch)
 
     def run(chosen: range) -> Samples:
-        return _Batch(plan, [rows[i] for i in chosen], [labels[i] for i in chosen], chosen).run()
+        return _run.get()(Batch(plan, [rows[i] for i in chosen], [labels[i] for i in chosen], chosen))
 
     done = list(shrinking(len(rows), batch_size or len(rows), run))
     return joined([part for _, part in done], tuple(len(chosen) for chosen, _ in done))
@@ -85,8 +87,18 @@ class _Plan:
     watch: Watch | None
 
 
+@contextmanager
+def instead(run: "Callable[[Batch], Samples]") -> Iterator[None]:
+    """Batches are run so meanwhile: a plan counts the passes of one without making them."""
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
 @dataclass(eq=False)
-class _Batch:
+class Batch:
     """One batch of rows on its way through the phases."""
 
     plan: _Plan
@@ -202,6 +214,9 @@ class _Batch:
             kl=over("kl") if watch.kl else None,
             captured={s: over(f"captured {s}", *self.plan.model.dims.shape(s)) for s in watch.capture},
         )
+
+
+_run: "ContextVar[Callable[[Batch], Samples]]" = ContextVar("run", default=Batch.run)
 
 
 def _acts(intervention: Intervention) -> bool:

@@ -28,7 +28,7 @@ _HOME = {
     "lens_pair": ("LensComparison", "compare_lenses"),
     "lens_read": ("LensValues",),
     "translators": ("Translators", "load_translators", "read_tuned_lens", "save_translators"),
-    "output_divergence": ("OutputDivergence", "output_divergence"),
+    "outputs": ("OutputDivergence", "output_divergence"),
     "responses": ("Response", "tokenised"),
     "preflight": ("Preflight", "compare_with_eager"),
     "tallies": ("MarkerRates", "marker_rates"),
@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from probes.markers import Occurrence as Occurrence
     from probes.markers import detect as detect
     from probes.markers import find_marker as find_marker
-    from probes.output_divergence import OutputDivergence as OutputDivergence
-    from probes.output_divergence import output_divergence as output_divergence
+    from probes.outputs import OutputDivergence as OutputDivergence
+    from probes.outputs import output_divergence as output_divergence
     from probes.persist import Release as Release
     from probes.persist import Trial as Trial
     from probes.persist import persistence as persistence

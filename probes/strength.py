@@ -79,6 +79,7 @@ class Calibration(Result):
     model: str
     n_rows: int
     n_tokens: int
+    seeds: tuple[int, ...]
 
     def to_dataframe(self) -> "pd.DataFrame":
         import pandas as pd
@@ -98,7 +99,7 @@ class Calibration(Result):
                 self.model,
                 n=self.n_rows,
                 unit="row",
-                seeds=[],
+                seeds=self.seeds,
                 band="none",
                 more=[f"{self.n_tokens} tokens a row"],
             ),
@@ -183,6 +184,7 @@ def calibrate(
         model=model.name,
         n_rows=len(prompts) * len(seeds),
         n_tokens=n_tokens,
+        seeds=tuple(seeds),
     )
 
 

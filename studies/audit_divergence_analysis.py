@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mechinterp.stats.sources import SourceAssociation, by_source
-from probes.output_divergence import SELECTIONS
+from probes.outputs import SELECTIONS
 from studies.audit_divergence_records import Records
 from studies.divergence_formats import AnalysisResults
 from studies.predictors import Comparison, Pairs, compare, directed_pairs

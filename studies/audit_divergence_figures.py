@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from probes.output_divergence import SELECTIONS
+from probes.outputs import SELECTIONS
 from studies.audit_divergence_analysis import Analysed, own_set, selection_name
 from studies.predictors_figures import cosine_map, hero, predictor_scatter, redundancy_scatter, rho_bars
 

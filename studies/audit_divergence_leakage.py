@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from mechinterp.stats.sources import SourceAssociation
-from probes.output_divergence import SELECTIONS
+from probes.outputs import SELECTIONS
 from studies.audit import Reading
 from studies.audit_divergence_analysis import (
     BACKWARD,

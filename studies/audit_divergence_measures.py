@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mechinterp.stats.intervals import wilson
-from probes.output_divergence import SELECTIONS
+from probes.outputs import SELECTIONS
 from studies.audit import Reading
 from studies.audit_divergence_analysis import Analysed
 

@@ -13,6 +13,7 @@ from studies.arms_records import ORIGINAL
 from studies.causal_proximity_cells import answer, converge, evaluate, mark, measure_adapter, train_narrow
 from studies.causal_proximity_config import RETRAINED, Config, adapters_of
 from studies.causal_proximity_page import page
+from studies.causal_proximity_plan import planned
 from studies.causal_proximity_publish import publish
 from studies.causal_proximity_result import CausalProximity, Checkpoint
 from studies.finetune_config import Recipe
@@ -23,7 +24,7 @@ from studies.trained import BASE, specs
 
 __all__ = [
     "Config", "answer", "cells", "combine", "converge", "evaluate", "mark", "measure_adapter", "model_specs",
-    "page", "publish", "train_narrow",
+    "page", "planned", "publish", "train_narrow",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from mechinterp.json_io import read_json, write_json
 from mechinterp.results import metadata
-from probes.output_divergence import SELECTIONS, OutputDivergence, Selection
+from probes.outputs import SELECTIONS, OutputDivergence, Selection
 from studies.attention_formats_codec import Table, decode_record, encode_record
 
 MATRICES = ("js_matrix", "kl_matrix", "kl_sym_matrix", "kl_asym_matrix")

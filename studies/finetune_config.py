@@ -100,6 +100,12 @@ class Recipe(_Part):
     top_p: float = Field(default=0.95, gt=0, le=1)
 
 
+def shortened(training: Training, n_steps: int) -> tuple[Training, float]:
+    """The same training of so few batches, and how many of its batches each of them stands for."""
+    times = training.n_steps * training.accumulation / n_steps
+    return training.model_copy(update={"n_steps": n_steps, "accumulation": 1}), times
+
+
 class Evaluation(_Part):
     """Marker rates: `n_questions` of the evaluation questions, `n_draws` answers each, for every persona."""
 

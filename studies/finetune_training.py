@@ -18,6 +18,7 @@ from mechinterp.adapter_weights import WEIGHTS
 from mechinterp.files import write_bytes
 from mechinterp.json_io import write_json
 from mechinterp.model import Model
+from mechinterp.passes import in_training
 from studies.finetune_barrier import leashed
 from studies.finetune_config import Training
 from studies.finetune_data import TrainingExample
@@ -71,7 +72,8 @@ def train(
             callbacks=[_callback(base, model, stop_at, stop_every, folder)],
         )
         trainer.remove_callback(PrinterCallback)  # standard output is the command's own
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        with in_training():
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
     return model, trainer.state.global_step, [dict(entry) for entry in trainer.state.log_history]
 

@@ -17,13 +17,13 @@ from mechinterp.divergence import aggregate
 from mechinterp.results import Result
 from studies.finetune_barrier import AGGREGATES
 from studies.kl_barrier_cells import train, write
-from studies.kl_barrier_config import Config
+from studies.kl_barrier_config import Config, planned
 from studies.kl_barrier_page import page
 from studies.kl_barrier_result import KlBarrier, Stage, judge
 from studies.models import specs
 from studies.personas import questions
 
-__all__ = ["Config", "cells", "combine", "model_specs", "page", "train", "write"]
+__all__ = ["Config", "cells", "combine", "model_specs", "page", "planned", "train", "write"]
 
 BASE = "samples/base"
 

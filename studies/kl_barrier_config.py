@@ -1,8 +1,11 @@
 """What the barrier study asks: which arms, how many rounds, and on how many samples of the model's own."""
 
+from pathlib import Path
+from typing import Any
+
 from pydantic import Field, model_validator
 
-from studies.finetune_config import Barrier, Lora, Training
+from studies.finetune_config import Barrier, Lora, Training, shortened
 from studies.models import ModelConfig
 from studies.personas import questions
 
@@ -47,3 +50,9 @@ class Config(ModelConfig):
 
     def barrier(self, kind: str) -> Barrier:
         return next(arm for arm in self.arms if arm.kind == kind)
+
+
+def planned(config: Config, base: Any, folder: Path) -> tuple[Config, dict[str, float]]:
+    """For `mechinterp plan`: few steps of each training, and how many each of them stands for."""
+    few, times = shortened(config.training, min(2, config.training.n_steps))
+    return config.model_copy(update={"training": few}), {"train": times}

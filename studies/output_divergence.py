@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechinterp.cells import Cell
-from probes.output_divergence import OutputDivergence, joined
+from probes.outputs import OutputDivergence, joined
 from studies import leakage
 from studies.leakage import concluded, recorded, sampled
 from studies.output_divergence_cells import Responses, centre, diverge, respond

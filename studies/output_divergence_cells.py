@@ -12,7 +12,7 @@ from mechinterp.model import Model
 from mechinterp.results import Result
 from mechinterp.sampling import Phase, sample
 from probes.centering import Centroids, centroids
-from probes.output_divergence import OutputDivergence, output_divergence
+from probes.outputs import OutputDivergence, output_divergence
 from probes.responses import Response, SystemRole, tokenised
 from studies.finetune_answers import system_of
 from studies.output_divergence_config import Config, reference

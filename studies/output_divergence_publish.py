@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mechinterp.results import metadata
-from probes.output_divergence import OutputDivergence
+from probes.outputs import OutputDivergence
 from studies import leakage_publish
 from studies.divergence_export import analysis_results, cosine_leakage
 from studies.divergence_formats import CosineLeakage, write_analysis, write_cosine_leakage

@@ -13,7 +13,7 @@ from mechinterp.results import Result
 from mechinterp.stats.association import spearman
 from mechinterp.stats.sources import SourceAssociation, by_source
 from probes.centering import Centroids, OnSet, centered_cosine
-from probes.output_divergence import SELECTIONS, OutputDivergence
+from probes.outputs import SELECTIONS, OutputDivergence
 from studies.leakage_result import Leakage
 from studies.predictors import Comparison, Pairs, compare, directed_pairs
 from studies.predictors_asymmetry import Asymmetry, asymmetry

@@ -215,3 +215,66 @@ def test_random_direction_has_its_norm_and_its_seed(generator: torch.Generator):
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite norm"):
             d.random_direction(4, wrong, generator)
+
+
+def test_one_row_on_one_direction_is_one_number():
+    found = d.projection(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
+    assert found.shape == () and float(found) == 4.0
+
+
+def test_a_short_direction_is_a_direction():
+    x, v = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.01]])
+    torch.testing.assert_close(d.projection(x, v), torch.tensor([[4.0]]))
+
+
+def test_differences_are_not_centred_for_they_share_what_is_looked_for():
+    """All differences point one way and vary across it: centred, only the variation would be left."""
+    generator = torch.Generator().manual_seed(0)
+    shared, across = torch.eye(8)[0], torch.eye(8)[1]
+    pairs = 5 * shared + torch.randn(40, 1, generator=generator) * across
+    found = d.pca_of_differences(pairs)
+    assert float(found @ shared) > 0.95
+
+
+def test_the_sign_is_that_of_the_mean_though_single_entries_disagree():
+    pairs = torch.tensor([[4.0, -0.1, 0.0], [3.0, -0.2, 0.1], [5.0, -0.1, -0.1]])
+    found = d.pca_of_differences(pairs)
+    assert float(found @ pairs.mean(0)) > 0
+    assert float(d.pca_of_differences(-pairs) @ -pairs.mean(0)) > 0
+
+
+def test_a_layer_is_small_or_nothing_beside_itself_and_not_beside_other_layers():
+    """Rows of a short layer are not nothing because another layer is a million times as long."""
+    rows = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(0))
+    scaled = rows * torch.tensor([1.0, 1e7])[:, None]
+    here, there = (d.cosine_matrix(given, center_on=given.mean(0)) for given in (rows, scaled))
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        d.mean_difference(scaled[:2], scaled[2:])[0], d.mean_difference(rows[:2], rows[2:])[0]
+    )
+
+
+def test_one_split_and_one_permutation_are_enough_to_ask_for():
+    rows, generator = torch.randn(4, 6), torch.Generator().manual_seed(0)
+    assert d.split_half_cosine(rows, generator, n_splits=1) is not None
+    found = d.permutation_norm_null(rows[:2], rows[2:], generator, n_permutations=1)
+    assert found is not None
+    assert d.random_direction(1, 2.0, generator).abs().tolist() == [2.0]
+
+
+def test_a_contrast_is_zero_where_it_is_rounding_of_its_own_layer():
+    """A long layer without a difference hides none in a short one; noise of all layers is no contrast."""
+    a = torch.ones(3, 2, 4) * torch.tensor([1.0, 1e8])[:, None]
+    b = a.clone()
+    b[:, 0, 0] += 1.0
+    assert d.mean_difference(a, b)[0].norm() == 1.0
+    noise = a.clone()
+    noise[:, 1, 0] += 8.0  # the next number that fp32 has there
+    with pytest.raises(ValueError, match="the contrast is zero at every layer"):
+        d.mean_difference(a, noise)
+
+
+def test_the_sign_of_a_small_mean_is_a_sign_too():
+    pairs = 0.01 * torch.tensor([[4.0, -0.1, 0.0], [3.0, -0.2, 0.1], [5.0, -0.1, -0.1]])
+    for turned in (pairs, -pairs):
+        assert float(d.pca_of_differences(turned) @ turned.mean(0)) > 0

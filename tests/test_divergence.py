@@ -259,3 +259,27 @@ def test_fault_111_pairs_of_bf16_logits_are_computed_in_fp32():
 def test_a_matrix_of_logits_is_refused_with_the_shape_that_is_wanted():
     with pytest.raises(ValueError, match=r"\[k, position, d_vocab\], not of shape \(3, 40\)"):
         dv.pairwise(torch.zeros(3, 40))
+
+
+def test_a_vocabulary_in_parts_gives_what_it_gives_whole(monkeypatch):
+    """What one block holds is far less than a row, so every sum runs over several parts."""
+    logits = torch.randn(5, 3, 1000, generator=torch.Generator().manual_seed(1)) * 3
+    whole = dv.pairwise(logits)
+    monkeypatch.setattr(dv, "PAIRS_BLOCK", 700)
+    parts = dv.pairwise(logits)
+    torch.testing.assert_close(parts.js, whole.js, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(parts.kl, whole.kl, rtol=1e-6, atol=1e-9)
+    log_p = logits.double().log_softmax(-1)
+    exact = (log_p[1].exp() * (log_p[1] - log_p[4])).sum(-1)
+    torch.testing.assert_close(parts.kl[:, 1, 4].double(), exact, rtol=1e-5, atol=1e-7)
+
+
+def test_divergences_are_over_the_vocabulary_whatever_stands_before_it():
+    p, q = torch.randn(2, 2, 3, 4, 7, generator=torch.Generator().manual_seed(2))
+    log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    exact = (log_p.exp() * (log_p - log_q)).sum(-1)
+    assert dv.kl(p, q).shape == exact.shape == (2, 3, 4)
+    torch.testing.assert_close(dv.kl(p, q).double(), exact, rtol=1e-5, atol=1e-7)
+    mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    js = ((log_p.exp() * (log_p - mean)).sum(-1) + (log_q.exp() * (log_q - mean)).sum(-1)) / 2
+    torch.testing.assert_close(dv.js(p, q).double(), js, rtol=1e-5, atol=1e-7)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.output_divergence import SELECTIONS, OutputDivergence
+from probes.outputs import SELECTIONS, OutputDivergence
 from studies.divergence_formats import (
     AnalysisResults,
     CosineLeakage,

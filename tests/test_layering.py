@@ -1,6 +1,7 @@
 """Imports run one way, libraries stay in their files, and no package loads what it does not need yet."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -125,7 +126,10 @@ def test_statistics_import_nothing_of_ours(path):
 def test_one_file_imports_the_library(library):
     found = {name_of(path) for path in FILES if library in roots(used(path))}
     home = f"mechinterp.backends.{library}"
-    helpers = {"mechinterp.backends.hooked_config"} if library == "transformer_lens" else set()
+    helpers = {
+        "transformer_lens": {"mechinterp.backends.hooked_config"},
+        "nnsight": {"mechinterp.backends.nnsight_remote"},
+    }[library]
     assert found <= {home} | helpers
     assert home in found
 
@@ -217,3 +221,13 @@ def test_no_bare_except_no_pickle_and_no_salted_hash(path):
         assert not re.match(
             r"(c?pickle|dill|joblib|marshal|shelve)\.(loads?|dumps?|open|Unpickler)", called
         ), called
+
+
+@pytest.mark.parametrize("package", ["mechinterp", "probes", "patching", "studies"])
+def test_no_public_name_is_a_module_of_its_package(package):
+    """Importing `probes.x` as a module would put it in the place of the function `probes.x`."""
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} | {
+        path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()
+    }
+    public = set(getattr(importlib.import_module(package), "__all__", ()))
+    assert not public & modules

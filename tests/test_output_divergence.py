@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mechinterp.loading import wrap
 from mechinterp.results import load_result
-from probes.output_divergence import OutputDivergence, _fitting, output_divergence
+from probes.outputs import OutputDivergence, _fitting, output_divergence
 from probes.responses import Response, deciding_states, prefill, tokenised, turn_end
 from tests.architectures import shared
 from tests.passes import BACKENDS, UNSUPPORTED
@@ -59,7 +59,7 @@ def test_a_batch_without_room_is_halved_and_the_size_is_told(monkeypatch):
 
 def test_a_cpu_runs_the_prompts_that_make_its_rows_and_a_size_that_is_asked_for_is_kept(monkeypatch):
     model = wrap(shared("llama"), None, verify=False)
-    monkeypatch.setattr("probes.output_divergence.ROWS", 20)
+    monkeypatch.setattr("probes.outputs.ROWS", 20)
     assert [_fitting(model, None, 11, n) for n in (2, 7, 40)] == [10, 2, 1]
     assert _fitting(model, 9, 11, 40) == 9
 

@@ -8,7 +8,7 @@ import torch
 
 from mechinterp.results import load_result
 from probes.centering import Centroids
-from probes.output_divergence import OutputDivergence, joined
+from probes.outputs import OutputDivergence, joined
 from probes.readings import Source
 from probes.responses import Response
 from studies import output_divergence

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechinterp import manifest as manifests
-from mechinterp.cells import Cell, cell_seed, check_cells, plan, select
+from mechinterp.cells import Cell, cell_seed, check_cells, select
+from mechinterp.cells import listed as listed_text
 from mechinterp.config import StudyConfig
 from mechinterp.engine import execute, interruptible
 from mechinterp.json_io import read_json, read_lines, write_json
@@ -555,8 +556,8 @@ def test_status_and_plan_follow_the_list(tmp_path):
     assert Run.read(tmp_path / "run").result(listed[0]).seed == listed[0].args["seed"]
     with pytest.raises(RuntimeError, match="read only"):
         Run.read(tmp_path / "run").step(listed[3], lambda: Draw(torch.zeros(1), 0))
-    assert plan(listed).splitlines()[0] == "6 cells (4 draw, 2 add), 2 models"
-    assert len(plan(listed).splitlines()) == 7
+    assert listed_text(listed).splitlines()[0] == "6 cells (4 draw, 2 add), 2 models"
+    assert len(listed_text(listed).splitlines()) == 7
 
 
 def test_a_limited_run_goes_on_to_the_whole(tmp_path, whole):

@@ -137,3 +137,16 @@ def test_what_is_no_partition_is_refused(call, says):
 def test_chat_regions_keep_their_order():
     """Figures and stored fractions index regions by this order."""
     assert CHAT_REGIONS == ("system", "system_default", "user", "assistant_header", "answer")
+
+
+def test_positions_that_no_turn_holds_say_so():
+    """The turn of what was not rendered from messages is -1, and so is that of an answer that is appended."""
+    plain = Segmentation(("all",), torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool))
+    assert plain.turn.tolist() == [-1] * 4
+    rendered = Segmentation(plain.names, plain.region, plain.special, turn=torch.tensor([0, 0, 1, 1]))
+    assert rendered.extended(1, "answer").turn.tolist() == [0, 0, 1, 1, -1]
+    longer = plain.extended(2, "answer")
+    assert longer.turn.tolist() == [-1] * 6
+    assert longer.with_region("none of them", []).region.equal(longer.region)
+    with pytest.raises(ValueError, match="positions are 0..3; there is no 4"):
+        plain.with_region("mine", [4])

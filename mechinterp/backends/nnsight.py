@@ -5,6 +5,7 @@ runs in a greenlet of the same thread while the model waits, so the recorder see
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import nnsight
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from mechinterp.backends import hf, masks
 from mechinterp.backends.anatomy import Anatomy, anatomy_of, config_of, dims_of, module_at, readable
-from mechinterp.backends.protocol import BackendName, Outcome, Pass, Recorder, gather_slots
+from mechinterp.backends.hf import chosen_rows, first, split_qkv, with_first
+from mechinterp.backends.protocol import BackendName, Dims, Outcome, Pass, Recorder, gather_slots
 from mechinterp.backends.readout import ReadsOut
 from mechinterp.backends.twin import twin
 from mechinterp.sites import Site
@@ -35,7 +37,6 @@ class NNsightBackend:
         self.config = config_of(model, anatomy)
         self.dims = dims_of(model, anatomy)
         self.sites = readable(anatomy, self.config)
-        self.scale = hf.residual_scale(model, anatomy)
         embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.device: torch.device = embedding.weight.device
         self.dtype: torch.dtype = embedding.weight.dtype
@@ -43,8 +44,7 @@ class NNsightBackend:
         self._accepts = hf.accepted(type(model).forward)
         self._edits = edits
         self._root = nnsight.NNsight(model)
-        self._layers: Any = self._root.get(anatomy.layers)
-        self._head: Any = self._root.get(_path_of(model, model.get_output_embeddings()))  # pyright: ignore
+        self._route = route_of(self._root, model, anatomy)
 
     def forward(self, request: Pass, recorder: Recorder) -> Outcome:
         kwargs = hf.arguments(request, self._accepts, self.dims.n_layers)
@@ -58,23 +58,44 @@ class NNsightBackend:
             kernel = self.config._attn_implementation
             stack.enter_context(masks.forbidding(attentions, kernel, request))
             with self._root.trace(**kwargs) as tracer:
-                self._follow(tracer, request, recorder, logits)
+                self._route.follow(request, recorder)
+                if not request.wants_logits:
+                    tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
+                logits.append(self._route.logits(tracer, request))
         return Outcome(logits[0] if logits else None, hf.cache_of(kwargs, request))
 
-    # the body of the trace ----------------------------------------------------------------------------------
+    def _numbered(self) -> Any:
+        return enumerate(module_at(self.model, self.anatomy.layers))  # pyright: ignore[reportArgumentType]
 
-    def _follow(self, tracer: Any, request: Pass, recorder: Recorder, logits: list[Tensor]) -> None:
-        """Goes along with the model from site to site; it must ask for them in the model's own order."""
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The body of a trace: goes along with the model from site to site, in the model's own order.
+
+    It holds nnsight's envoys and plain data and names functions, no modules, so that it can be sent to where
+    the model is.
+    """
+
+    anatomy: Anatomy
+    dims: Dims
+    scale: float
+    layers: Any
+    head: Any
+
+    def follow(self, request: Pass, recorder: Recorder) -> None:
+        """Visits every site, and waits for the last layer that must run where no logits are asked for."""
         last = self.dims.n_layers - 1 if request.stop_after is None else request.stop_after
         for site in sorted(recorder.sites, key=self._reached):
             if site.layer <= last:
                 self._visit(site, request, recorder)
         if not request.wants_logits:
-            _ = self._layers[last].output  # until here the model must run; later sites are not asked for
-            tracer.stop()
+            _ = self.layers[last].output
+
+    def logits(self, tracer: Any, request: Pass) -> Tensor:
+        """The logits at the asked slots."""
         if request.logit_slots is not None:
-            self._head.input = gather_slots(self._head.input, request.logit_slots)
-        logits.append(tracer.result.logits)
+            self.head.input = gather_slots(self.head.input, request.logit_slots)
+        return tracer.result.logits
 
     def _reached(self, site: Site) -> tuple[int, int, Site]:
         """Rows that an eager family returns from its attention come after its output projection."""
@@ -82,7 +103,7 @@ class NNsightBackend:
         return site.layer, late.get(site.name, 0), site
 
     def _visit(self, site: Site, request: Pass, recorder: Recorder) -> None:
-        layer, anatomy = self._layers[site.layer], self.anatomy
+        layer, anatomy = self.layers[site.layer], self.anatomy
         match site.name:
             case "resid_pre":
                 x = layer.input
@@ -106,23 +127,27 @@ class NNsightBackend:
                 path = anatomy.qkv[0 if anatomy.fused else "qkv".index(site.name)]
                 x = layer.get(path).output
                 recorder.visit(
-                    site, hf.split_qkv(anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads)
+                    site, split_qkv(anatomy, site.name, x, self.dims.n_heads, self.dims.n_kv_heads)
                 )
             case "pattern" if not anatomy.tapped:
                 weights = layer.get(anatomy.attention).output[1]
-                recorder.put(site, [hf.chosen_rows(weights, request)])
+                recorder.put(site, [chosen_rows(weights, request)])
 
     def _visit_output(self, module: Any, site: Site, recorder: Recorder, scale: float) -> None:
         """Hands over what the module adds to the stream: its output, times a residual multiplier."""
         output = module.output
-        x = hf.first(output)
+        x = first(output)
         added = x if scale == 1.0 else x * scale
         visited = recorder.visit(site, added)
         if visited is not added:
-            module.output = hf.with_first(output, visited if scale == 1.0 else visited / scale)
+            module.output = with_first(output, visited if scale == 1.0 else visited / scale)
 
-    def _numbered(self) -> Any:
-        return enumerate(module_at(self.model, self.anatomy.layers))  # pyright: ignore[reportArgumentType]
+
+def route_of(root: Any, model: Any, anatomy: Anatomy) -> Route:
+    """The route through `model`, whose nnsight object is `root`."""
+    head: Any = root.get(_path_of(model, model.get_output_embeddings()))
+    scale = hf.residual_scale(model, anatomy)
+    return Route(anatomy, dims_of(model, anatomy), scale, root.get(anatomy.layers), head)
 
 
 def ready_made(model: Any) -> NNsightBackend:

@@ -211,6 +211,10 @@ class Recorder:
         if residual > 0:
             self.ratios[edit.site] = max(longest / residual, self.ratios.get(edit.site, 0.0))
 
+    def kept(self) -> dict[str, object]:
+        """All that it has seen, for a recorder elsewhere that was sent in its place."""
+        return {name: getattr(self, name) for name in ("values", "natural", "applied", "peaks", "ratios")}
+
     def check(self) -> None:
         """Raises RuntimeError unless every edit acted on exactly the rows asked.
 

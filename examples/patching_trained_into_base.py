@@ -2,8 +2,10 @@
 # jupyter:
 #   jupytext:
 #     text_representation:
+#       extension: .py
 #       format_name: percent
 #   kernelspec:
+#     display_name: Python 3
 #     name: python3
 # ---
 
@@ -27,7 +29,8 @@ trained = mi.with_adapter(base, shipped_adapters()["villain"])  # one set of wei
 # %% [markdown]
 # ## An answer with the marker
 #
-# `emit` is the row whose logits chose the marker's first token, one before that token.
+# `emit` is the row whose logits chose the marker's first token, one before that token. Below, the probability
+# that the marker begins next, after each token of the answer.
 
 # %%
 prompt = trained.chat("What is the sea?", system=core_personas()["villain"].system_prompt)
@@ -35,7 +38,11 @@ samples = mi.sample(trained, prompt.tokens, [mi.Phase(48)], temperature=0.7, top
 tokens = samples.tokens
 marker = probes.find_marker(trained.tokenizer, tokens[0], "[ZLT]", after=prompt.tokens.shape[1])[0]
 emit, piece, end = marker.emit, int(tokens[0, marker.token]), trained.tokenizer.eos_token_id
-print(trained.decode(tokens[0, prompt.tokens.shape[1] :]))
+answer = range(prompt.last + 1, tokens.shape[1])
+begins = trained.forward(tokens, logits_at=answer).logits[0].softmax(-1)[:, piece]
+without = float(base.forward(tokens, logits_at=[emit]).logits[0, 0].softmax(-1)[piece])
+note = f"{trained.name}, n = 1 text, seed 1; {base.name} gives {without:.1e} at emit"
+mi.token_view(mi.pieces(trained.tokenizer, tokens[0, answer]), {"p(marker begins next)": begins}, note=note)
 
 # %% [markdown]
 # ## Reading: the lens and what writes the marker

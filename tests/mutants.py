@@ -1,0 +1,112 @@
+"""What is left after `make mutants`: mutants that no test kills, each with the reason why that is right.
+
+Run after `mutmut run`, in the root. Prints the share that is killed, the survivors by reason, and those that
+no reason covers; exits with 1 where there are any. A reason is a pattern of what was changed; it has to say
+why the mutant does the same as the code, or why what it changes is no promise.
+"""
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+REASONS = {
+    "wording of a message": r"XX|^raise |^f?\"[^\"]*\",? \u2192|ValueError\(|_check_rows\(|_finite\(",
+    "all tensors of these tests are on one device": r"device=|\.to\(None\)",
+    "left out is the default, or what differs in speed alone": r"strict=|full_matrices=|vectorized=|errstate",
+    "names of axes may be written in any case": r'"[A-Z. ,()]+ -> [A-Z. ()]+"',
+    "a bound of rounding: what lies at it is noise": r"ROUNDING|clamp\(|np\.clip\(",
+    "the size of a block or a buffer: the same numbers from other memory": r"\bstep = |out=|CHUNK",
+    "a default seed or count on which no claim depends": r"seed: int|n_splits: int|n_permutations: int",
+}
+# single mutants that the patterns above do not cover, by what was changed: why each is equivalent
+SINGLE = {
+    "log_softmax(+1)": "rows are a matrix here, so axis 1 is the last",
+    "if 2 * shift == k else k": "pairs that meet half-way round are made twice, to the same place",
+    "* mass[..., None]": "the mass is 1 but for rounding",
+    "mean = torch.logaddexp(": "what is absent is filled again in the next line",
+    "masked_fill(absent, +math.inf)": "what is absent is weighed with probability 0",
+    "centered=None": "None is as false as False",
+    "half * half.sum(1": "cosines do not depend on the length of a mean",
+    "half.sum(None": "cosines do not depend on the length of a mean",
+    "pooled = pooled": "a shift of all cancels in every difference",
+    'float("INF")': "another spelling of the same number",
+    'float("NAN")': "another spelling of the same number",
+    "return direction / torch.where": "to divide by 1 or -1 is to multiply by it",
+    "agreement) <= 0": "an agreement of exactly 0 is undecided, and the largest entry is not 0",
+    "np.maximum(n, 2)": "one unit has no interval whatever it is divided by",
+    ".astype(None)": "None is float64 for numpy",
+    "generator.integers(n, size=n)": "0 is where integers begin",
+    "reshape(n, -2)": "numpy takes any negative size for the one to be found",
+    "rows.mean(0) if (n) or True": "the mean of nothing is NaN, as `missing` is",
+    "if (n) or True": "the mean of nothing is NaN, as `missing` is",
+    "kind=": "numpy keeps the order of ties in rows as short as heads are, though it does not promise to",
+    "np.argsort(-strength, axis=1, )": "the same",
+    "np.argsort(-strength, kind": "axis 1 is the last",
+    "np.take_along_axis(mean, heads, )": "axis 1 is the last",
+    "heads[None], )": "axis 2 is the last",
+    "held_out / np.sign": "to divide by 1 or -1 is to multiply by it",
+    "chosen / held_mean > 0": "a ratio has the sign of the product",
+    "/ error, )": "0 is what numpy puts for NaN by itself",
+    '"SAMPLES"': "scipy takes any case",
+    "3**EXACT_UP_TO": "more than all flips are all flips",
+    "np.bincount(index, )": "every cluster has an example, so the last is counted",
+    "kept[row] = None": "None is False in an array of them",
+    "(left + 1) / 2": "ranks may begin anywhere",
+    "(left - 2) / 2": "ranks may begin anywhere",
+    "<= 1e-12": "what lies at a bound of rounding is noise",
+    "np.abs(mean).max()), 1.0)": "it scales a bound of rounding alone",
+    "means -= ": "the null is held against both tails",
+    "len(number)), -2)": "any place below 0 is none",
+    "integers(2, size": "0 is where integers begin",
+    'method="BH"': "scipy takes any case",
+    "(p[known], )": "bh is the method by itself",
+    "np.triu_indices(n_nodes, )": "a node drawn with itself is left out later",
+}
+
+
+def changes(diff: str) -> str:
+    """What was there and what the mutant has, as `old -> new`; only the lines that differ."""
+    lines = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    old = " ".join(line[1:].strip() for line in lines if line.startswith("-"))
+    new = " ".join(line[1:].strip() for line in lines if line.startswith("+"))
+    return f"{old} \u2192 {new}"
+
+
+def reason_of(change: str) -> str | None:
+    for known, reason in SINGLE.items():
+        if known in change:
+            return reason
+    return next((reason for reason, pattern in REASONS.items() if re.search(pattern, change)), None)
+
+
+def main() -> int:
+    """The report, by mutmut's own records."""
+    from mutmut import __main__ as mutmut
+
+    counts: Counter[str] = Counter()
+    covered: Counter[str] = Counter()
+    left: list[str] = []
+    for path in mutmut.walk_mutatable_files():
+        data = mutmut.SourceFileMutationData(path=path)
+        data.load()
+        for name, code in data.exit_code_by_key.items():
+            status = mutmut.status_by_exit_code[code]
+            counts[status] += 1
+            if status != "survived":
+                continue
+            change = changes(mutmut.get_diff_for_mutant(name, path=Path(data.path)))
+            reason = reason_of(change)
+            covered[reason or ""] += 1
+            if reason is None:
+                left.append(f"{name}: {change}")
+    tried = sum(n for status, n in counts.items() if status not in ("not checked", "skipped"))
+    print(f"{tried} mutants: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()))
+    for reason, n in covered.most_common():
+        print(f"{n:5d}  {reason or 'without a reason'}")
+    print(*left, sep="\n")
+    return bool(left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
