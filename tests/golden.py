@@ -131,7 +131,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "max t, unequal": lambda: max_t(CURVES, UNEQUAL),
     "max t, nothing varies": lambda: max_t(np.ones((6, 2)), level=0.9),
     "heads, ties": lambda: select_heads(TIED, per_layer=20),
-    "correlation of 3": lambda: [spearman(X[:3], Y[:3], unit="pair"), pearson(X[:3], 2 * X[:3], unit="pair")],
+    "correlation of 3": lambda: [spearman(X[:3], Y[:3], unit="pair"), pearson(X[:3], Y[:3], unit="pair")],
     "icc": lambda: icc(GROUPED, variable="JS"),
     "icc, negative": lambda: icc(GROUPED.T, variable="JS"),
     "icc, constant": lambda: icc(np.ones((2, 3)), variable="JS"),

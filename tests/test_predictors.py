@@ -69,7 +69,7 @@ def test_the_one_that_causes_says_more_than_its_echo():
 
 def test_without_a_source_is_the_same_as_pairs_that_never_had_it(strong):
     whole, rest = strong, compare(strong.pairs.without("c"), first="x", second="noise")
-    assert whole.spearman["x"].leave_one_out["c"] == rest.spearman["x"].pooled.estimate
+    assert whole.spearman["x"].leave_one_out["c"] == pytest.approx(rest.spearman["x"].pooled.estimate)
     for one, other in zip(whole.beyond, rest.beyond, strict=True):
         assert one.partial_without["c"] == pytest.approx(other.partial.estimate)
         assert one.delta_r2_without["c"] == pytest.approx(other.added.delta_r2)
