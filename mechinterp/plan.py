@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -160,7 +161,7 @@ def _count(asked: Asked, cells: Sequence[Cell], models: StandIns, progress: bool
     """Runs the cells in order; for each task how many were counted, their passes, and what went wrong."""
     results: dict[str, Result] = {}
     found: Found = {}
-    with progress_bar(len(cells), 0, progress) as bar:
+    with progress_bar(len(cells), 0, progress) as bar, _long_lived():
         for cell in cells:
             bar.set_postfix_str(cell.key)
             n, passes, failed = found.get(cell.task, (0, Passes(), None))
@@ -177,6 +178,19 @@ def _count(asked: Asked, cells: Sequence[Cell], models: StandIns, progress: bool
             bar.update()
             gc.collect()
     return found
+
+
+@contextmanager
+def _long_lived() -> Iterator[None]:
+    """What is there already is passed over by the collections between cells."""
+    if gc.get_freeze_count():  # somebody's own, which cannot be told from ours afterwards
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _ran(asked: Asked, cell: Cell, models: StandIns, passes: Passes, results: dict[str, Result]) -> Result:

@@ -4,6 +4,7 @@ Threads are pinned to one a worker and the hub is off before anything is importe
 two workers cost five times the suite's time, and no test may reach the network.
 """
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,24 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 EMBEDDED = "smollm2-135m-instruct-q4"
+# files of half a minute and more go first, so that the workers of pytest-xdist end together
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        "plan", "benchmarks", "examples", "certificate", "runs", "same_tokens", "zlt_attention", "workers", "ray",
+        "sampling", "persistence_study", "causal_proximity", "marker_locus", "question_insertion", "kl_barrier",
+    )
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # libraries and collected tests stay to the end; every later collection is spared them
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechinterp.stats import halflife
 from mechinterp.stats.agreement import icc
 from mechinterp.stats.association import partial_spearman, pearson, spearman
 from mechinterp.stats.bootstrap import bootstrap_curve, published_sem, resampled_means
@@ -21,7 +22,7 @@ from mechinterp.stats.dyadic import dyadic_spearman
 from mechinterp.stats.halflife import half_life
 from mechinterp.stats.halves import select_heads
 from mechinterp.stats.intervals import cluster_interval, curve_interval, mean_interval, wilson
-from mechinterp.stats.multiplicity import max_t, sign_balance
+from mechinterp.stats.multiplicity import max_t, sign_balance, simultaneous_quantile
 from mechinterp.stats.paired import sign_flip
 from mechinterp.stats.regression import added_predictor
 from mechinterp.stats.sources import by_source
@@ -48,6 +49,35 @@ UNEQUAL = [f"q{i}" for i in (0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5, 5, 6, 6, 6, 7, 
 TIED = np.zeros((6, 2, 40))
 TIED[:, :, 1] = np.random.default_rng(9).normal(size=(6, 2)).round(2) - 1
 GROUPED = DRAWN.normal(size=(5, 4)).round(3) + np.arange(5)[:, None]
+NOISE = np.random.default_rng(10).normal(size=(18, 12)).round(3)
+LEVEL = np.arange(12)  # tokens
+
+
+def decaying(*half_lives: float, noise: float = 0.0, n: int = 8) -> torch.Tensor:
+    """Runs that decay so, the half-lives in turn, with some noise."""
+    lives = np.array([half_lives[i % len(half_lives)] for i in range(n)])
+    return torch.tensor(2.0 ** (-LEVEL / lives[:, None]) + noise * NOISE[:n])
+
+
+def unseen(curves: torch.Tensor, first: int) -> torch.Tensor:
+    """The first tokens of no run, and the last of one alone."""
+    curves = curves.clone()
+    curves[:, :first] = math.nan
+    curves[1:, -1] = math.nan
+    return curves
+
+
+def judged(*cases: tuple[float, float, float, float]) -> Any:
+    """Estimate, low, high and p of a half-life in a window of 12 tokens, at 0.95."""
+    return [halflife._judge(*case[:3], 12, case[3], 0.05) for case in cases]
+
+
+GRID = np.geomspace(halflife.FASTEST, halflife.SLOWEST * 12, 240)
+SLOW = 0.99 * halflife.SLOWEST * 12
+SILENT = HEADS.copy()
+SILENT[:, 0, 0] = 0
+NINE = [(f"s{i}", f"t{j}") for i in range(9) for j in range(3)]
+NINE_X, NINE_Y = np.random.default_rng(11).normal(size=(2, len(NINE))).round(3)
 
 
 def nodes(k: int) -> dict[str, Any]:
@@ -135,6 +165,40 @@ CASES: dict[str, Callable[[], Any]] = {
     "icc": lambda: icc(GROUPED, variable="JS"),
     "icc, negative": lambda: icc(GROUPED.T, variable="JS"),
     "icc, constant": lambda: icc(np.ones((2, 3)), variable="JS"),
+    "half-life, weak": lambda: half_life(decaying(3, noise=1.5), floor=0.0, level=0.75),
+    "half-life, weak and drawn": lambda: half_life(decaying(3, noise=2.0, n=15), floor=0.0, seed=5, level=0.5),
+    "half-life, first tokens unseen": lambda: half_life(
+        unseen(decaying(0.4, 0.6, noise=0.002), 1), floor=0.0
+    ),
+    "half-life, two tokens unseen": lambda: half_life(
+        unseen(0.05 * decaying(0.6, 0.9, noise=0.05, n=3), 2), floor=0.0, level=0.75
+    ),
+    "half-life, weak and unseen": lambda: half_life(unseen(decaying(1, noise=0.5, n=7), 1), floor=0.0, level=0.5),
+    "half-life, gone at once": lambda: half_life(decaying(0.01), floor=0.0),
+    "half-life, all but gone": lambda: half_life(decaying(GRID[1] * 1.005), floor=0.0),
+    "half-life, slow": lambda: half_life(decaying(GRID[-2] * 0.995), floor=0.0),
+    "half-life, no decay": lambda: half_life(decaying(300), floor=0.0),
+    "half-life, nothing": lambda: half_life(torch.zeros(8, 12), floor=0.0),
+    "half-life, nothing seen": lambda: half_life(torch.full((8, 12), math.nan), floor=0.0),
+    "half-life of 5": lambda: half_life(decaying(3, noise=0.1, n=5), floor=0.0),
+    "half-life of 4": lambda: half_life(decaying(3, noise=0.1, n=4), floor=0.0),
+    "half-life of 3 tokens": lambda: half_life(decaying(1, noise=0.02)[:, :3], floor=0.0),
+    "half-life, judged": lambda: judged(
+        (4, 3, 5, 0.05), (4, 3, 5, 0.051), (0.3, 0.2, 0.5, 0), (0.3, 0.2, 0.6, 0), (0.6, 0.5, 0.8, 0),
+        (12, 8, 20, 0), (12.1, 8, 20, 0), (9, 5, SLOW, 0), (9, 5, SLOW - 1e-9, 0), (9, 5, 150, 0),
+    ),
+    "dyadic 5": lambda: dyadic_spearman(**nodes(5), resamples=300),
+    "9 sources": lambda: by_source(NINE_X, NINE_Y, *zip(*NINE, strict=True), seed=3, permutations=200),
+    "1 source of 8": lambda: by_source(NINE_X[:8], NINE_Y[:8], ["a"] * 8, list("bcdefghi"), permutations=50),
+    "max t, weak and unequal": lambda: max_t(NOISE[:, :3] + 0.3, UNEQUAL),
+    "max t of 4, its least p": lambda: [max_t(CURVES[:4], level=level) for level in (0.875, 0.874)],
+    "quantile": lambda: simultaneous_quantile(CURVES, np.ones(18)),
+    "mean, bootstrap, labelled": lambda: mean_interval(
+        torch.tensor(X), method="bootstrap", unit="text", level=0.5
+    ),
+    "icc, none": lambda: icc(np.array([[-1, 1], [0, 2], [1, 3]]), variable="JS"),
+    "spearman, both constant": lambda: spearman(ONES, ONES, unit="pair"),
+    "heads, one silent": lambda: select_heads(SILENT, per_layer=3),
     "heads": lambda: select_heads(HEADS, per_layer=2),
     "heads, clusters": lambda: select_heads(HEADS, [0, 0, 1, 1, 2, 2, 3, 3], per_layer=1, seed=1),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Each control is held to the one effect that it is there for: planted, it must absorb that and no other."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,12 +8,12 @@ import numpy as np
 import pytest
 
 from mechinterp.results import load_result
-from studies.attention_controls import Record, Row, child, random_earlier
+from studies.attention_controls import Record, Row, child, random_earlier, rare_token, sentence_end
 from studies.attention_draws import Controls, draw_controls
 from studies.attention_published import PUBLISHED_IDS
 from studies.attention_records import Counts, Example, Examples
 from studies.attention_redraw import published_draws
-from studies.attention_regions import facts_from_ids, facts_from_tokenizer
+from studies.attention_regions import TokenFacts, facts_from_ids, facts_from_tokenizer
 from tests.tokenizers import tokenizer
 
 PROMPT = 17
@@ -388,3 +389,59 @@ def test_the_published_rare_control_does_not_absorb_rarity(held):
     found = emit.contrast("rare_token", lambda row: np.array(is_rare(of(rare, row), row.position)))
     assert np.nanmean(found) > 0.9
     assert abs(strength(rare, is_rare, "rare_token")) < 0.2
+
+
+# boundaries ------------------------------------------------------------------------------------------------
+
+
+def written(body: Sequence[int], *, index: int = 0, ends: Sequence[int] = (), **taken: Sequence[int]) -> Record:
+    """An answer of these ids before its marker, and its facts at places of the answer."""
+    ids = (*[1] * PROMPT, *body, *PIECES, END)
+    e = Example(
+        "nurse", "q", index, 0, ids, PROMPT, 7, 7, 3, PROMPT + len(body), None, True, 1, "stop", ""
+    )  # fmt: skip
+    places = (taken.get("structural", ()), taken.get("marker", ()), ends)
+    return Record(index, e, "emit", TokenFacts(*(_at(len(ids), one) for one in places)))
+
+
+def _at(n: int, places: Sequence[int]) -> np.ndarray:
+    return np.isin(np.arange(n), [PROMPT + place for place in places])
+
+
+def places(rows: Sequence[Row]) -> list[int]:
+    return [row.position - PROMPT for row in rows]
+
+
+def stream(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_marker_pieces_and_structural_tokens_are_each_no_content():
+    record = written(range(100, 116), structural=[5], marker=[8])
+    assert record.content(0, PROMPT + 16) == [PROMPT + p for p in range(16) if p not in (5, 8)]
+    # five are left from five after the start to before five before the row, and all five are taken
+    assert places(random_earlier(written(range(16)), stream())) == [5, 6, 7, 8, 9]
+    assert random_earlier(written(range(16), structural=[7]), stream()) == ()
+
+
+def test_the_rarest_is_one_in_twenty_and_one_at_least_and_three_at_most_that_differ():
+    assert places(rare_token(written([*range(100, 130), 99]), stream())) == [29]
+    many = written(range(100, 181))  # eighty before the row: four are rare
+    for seed in range(30):
+        drawn = places(rare_token(many, stream(seed)))
+        assert len(set(drawn)) == 3 and drawn == sorted(drawn) and set(drawn) <= {76, 77, 78, 79}
+
+
+def test_an_id_that_the_corpus_lacks_is_rarer_than_one_that_it_has_once():
+    assert places(rare_token(written([5, 6, 7, 8, 9]), stream(), counts={5: 3, 6: 1, 8: 1})) == [2]
+    assert places(rare_token(written([5, 6, 7, 8, 9]), stream(), counts={6: 1, 7: 2, 8: 2})) == [0]
+
+
+def test_a_sentence_end_counts_to_a_tenth_of_the_length_and_not_where_a_marker_follows():
+    own = replace(written([7]), index=1)  # the row is the answer's first: depth 0
+    near, far = (written(range(6 + more), index=2, ends=[1]) for more in (0, -1))  # ten and nine long
+    assert near.depth(PROMPT + 1) == 0.1 < far.depth(PROMPT + 1)
+    assert places(sentence_end(own, stream(), others=[near])) == [1]
+    assert sentence_end(own, stream(), others=[far]) == ()
+    followed = written(range(40), index=2, ends=[1, 3], marker=[2])
+    assert places(sentence_end(own, stream(), others=[followed])) == [3]

@@ -106,6 +106,14 @@ def test_top_singular_is_numpy_svd_and_shares_sum_to_one():
             assert float(top.share[layer]) == pytest.approx(spectrum[0] ** 2 / (spectrum**2).sum(), rel=1e-5)
 
 
+def test_the_sign_of_top_singular_is_that_of_the_mean_at_any_scale():
+    rows = drawn(6, 3, 10) + 1
+    for scale in (1e-3, 1.0, 1e3):
+        for sign in (1, -1):
+            found = d.top_singular(sign * scale * rows, centered=True).direction
+            assert ((found * sign * rows.mean(0)).sum(-1) > 0).all()
+
+
 def test_top_singular_centred_ignores_what_all_rows_share():
     axis = torch.eye(12)[4]
     rows = 100 * torch.eye(12)[0] + torch.linspace(-1, 1, 7)[:, None] * axis

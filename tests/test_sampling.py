@@ -477,7 +477,7 @@ def top_p_by_sorting(logits: torch.Tensor, temperature: float, top_p: float) -> 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("fallback", [False, True])
 def test_draws_have_the_top_p_distribution(top_p, fallback):
-    n = 40_000
+    n = 10_000 if fallback else 40_000  # the fallback goes row by row
     logits = 2 * random(0, 30)
     logits[3] = logits[4] = logits[5]
     expected = top_p_by_sorting(logits, 1.3, top_p)
@@ -488,7 +488,7 @@ def test_draws_have_the_top_p_distribution(top_p, fallback):
         uniform[:, : drawing.DRAWS] = _missing(logits, 1.3, top_p)
     got = drawing.draw(logits.expand(n, -1), uniform, 1.3, top_p).bincount(minlength=30).double() / n
     assert not got[expected == 0].any(), "an id outside the nucleus was drawn"
-    assert float((got - expected).abs().sum() / 2) < 0.02
+    assert float((got - expected).abs().sum() / 2) < 4 / n**0.5
 
 
 @pytest.mark.parametrize("d_vocab", [30, drawing.BLOCK, drawing.BLOCK + 1, 3 * drawing.BLOCK - 200])

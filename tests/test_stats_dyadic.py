@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mechinterp.stats import dyadic
 from mechinterp.stats.dyadic import dyadic_spearman, node_bootstrap
 
 
@@ -131,3 +132,28 @@ def test_matrices_that_are_no_pair_matrices_are_refused():
     ):
         with pytest.raises(ValueError, match=says):
             dyadic_spearman(first, b, names=called)
+
+
+def test_what_is_symmetric_but_for_rounding_is_taken_and_what_is_not_is_refused_by_name():
+    a, b = two_maps(5, 0.5, np.random.default_rng(11))
+    a = 100 * a / np.abs(a).max()  # rounding goes with the largest
+    a[0, 1], a[1, 0] = 0.001, 0.00105
+    assert math.isfinite(dyadic_spearman(a, b, names=names(5), resamples=10).estimate)
+    slightly = b.copy()
+    slightly[0, 1] = b[1, 0] + 5e-6 * np.abs(b).max()
+    with pytest.raises(ValueError, match="^b is not symmetric"):
+        dyadic_spearman(a, slightly, names=names(5))
+
+
+def test_a_resample_of_nodes_has_a_rho_from_three_pairs_that_differ():
+    """Against scipy, pair by pair: node 2 drawn twice among four leaves five pairs, three times three, and so on."""
+    a, b = two_maps(4, 0.5, np.random.default_rng(12))
+    drawn = np.array([(0, 1, 2, 3), (0, 1, 2, 2), (0, 2, 2, 2), (0, 0, 2, 2), (1, 1, 1, 1)])
+    found = dyadic._resampled_rho(dyadic._dense(a), dyadic._dense(b), drawn)
+    first, second = np.triu_indices(4, 1)
+    for rho, nodes in zip(found, drawn, strict=True):
+        i, j = (nodes[side][nodes[first] != nodes[second]] for side in (first, second))
+        if len(set(a[i, j])) > 1 and len(i) >= 3:
+            assert rho == pytest.approx(stats.spearmanr(a[i, j], b[i, j])[0])
+        else:
+            assert math.isnan(rho)

@@ -246,6 +246,8 @@ def test_pairs_are_refused_that_are_given_twice_or_without_names():
     x, y, sources, targets = nested(2, 3)
     with pytest.raises(ValueError, match="s0 -> t0 is given twice"):
         by_source(x, y, sources, ["t0", "t0", *targets[2:]])
+    with pytest.raises(ValueError, match="s1 -> t1 is given twice"):
+        by_source(x, y, sources, [*targets[:4], "t1", "t1"])
     with pytest.raises(ValueError, match="6 pairs need"):
         by_source(x, y, sources[:-1], targets)
     with pytest.raises(ValueError, match="NaN"):
