@@ -22,8 +22,9 @@ EMBEDDED = "smollm2-135m-instruct-q4"
 LONGEST = [
     f"test_{name}.py"
     for name in (
-        "plan", "benchmarks", "examples", "certificate", "runs", "same_tokens", "zlt_attention", "workers", "ray",
-        "sampling", "persistence_study", "causal_proximity", "marker_locus", "question_insertion", "kl_barrier",
+        "plan", "benchmarks", "examples", "certificate", "runs", "same_tokens", "zlt_attention", "workers",
+        "ray", "sampling", "persistence_study", "causal_proximity", "marker_locus", "question_insertion",
+        "kl_barrier",
     )
 ]  # fmt: skip
 

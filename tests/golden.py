@@ -166,14 +166,18 @@ CASES: dict[str, Callable[[], Any]] = {
     "icc, negative": lambda: icc(GROUPED.T, variable="JS"),
     "icc, constant": lambda: icc(np.ones((2, 3)), variable="JS"),
     "half-life, weak": lambda: half_life(decaying(3, noise=1.5), floor=0.0, level=0.75),
-    "half-life, weak and drawn": lambda: half_life(decaying(3, noise=2.0, n=15), floor=0.0, seed=5, level=0.5),
+    "half-life, weak and drawn": lambda: half_life(
+        decaying(3, noise=2.0, n=15), floor=0.0, seed=5, level=0.5
+    ),
     "half-life, first tokens unseen": lambda: half_life(
         unseen(decaying(0.4, 0.6, noise=0.002), 1), floor=0.0
     ),
     "half-life, two tokens unseen": lambda: half_life(
         unseen(0.05 * decaying(0.6, 0.9, noise=0.05, n=3), 2), floor=0.0, level=0.75
     ),
-    "half-life, weak and unseen": lambda: half_life(unseen(decaying(1, noise=0.5, n=7), 1), floor=0.0, level=0.5),
+    "half-life, weak and unseen": lambda: half_life(
+        unseen(decaying(1, noise=0.5, n=7), 1), floor=0.0, level=0.5
+    ),
     "half-life, gone at once": lambda: half_life(decaying(0.01), floor=0.0),
     "half-life, all but gone": lambda: half_life(decaying(GRID[1] * 1.005), floor=0.0),
     "half-life, slow": lambda: half_life(decaying(GRID[-2] * 0.995), floor=0.0),

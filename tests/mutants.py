@@ -68,7 +68,7 @@ SINGLE = {
     "x.masked_fill(x.isneginf(), 1)": "what is absent is weighed with 0",
     "log_p.masked_fill(absent, 1)": "what is absent is weighed with 0",
     "log_q.masked_fill(absent, 1)": "what is absent is weighed with 0",
-    "kl_from_log(a, b) for b in log_p], +1)": "a and b are matrices, their divergences a row: 1 is the last axis",
+    "kl_from_log(a, b) for b in log_p], +1)": "of matrices: 1 is the last axis",
     "(left @ right).sum(1, ": "products of differences are small, and so is what their sum rounds",
     ".sum(-2).sum(-1": "the same numbers in another order",
     "(whole == x.shape[-1]) and False": "nothing is left, which adds 0",

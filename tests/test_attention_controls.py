@@ -394,7 +394,9 @@ def test_the_published_rare_control_does_not_absorb_rarity(held):
 # boundaries ------------------------------------------------------------------------------------------------
 
 
-def written(body: Sequence[int], *, index: int = 0, ends: Sequence[int] = (), **taken: Sequence[int]) -> Record:
+def written(
+    body: Sequence[int], *, index: int = 0, ends: Sequence[int] = (), **taken: Sequence[int]
+) -> Record:
     """An answer of these ids before its marker, and its facts at places of the answer."""
     ids = (*[1] * PROMPT, *body, *PIECES, END)
     e = Example(

@@ -146,7 +146,7 @@ def test_what_is_symmetric_but_for_rounding_is_taken_and_what_is_not_is_refused_
 
 
 def test_a_resample_of_nodes_has_a_rho_from_three_pairs_that_differ():
-    """Against scipy, pair by pair: node 2 drawn twice among four leaves five pairs, three times three, and so on."""
+    """Against scipy, pair by pair; a node that is drawn again makes fewer pairs."""
     a, b = two_maps(4, 0.5, np.random.default_rng(12))
     drawn = np.array([(0, 1, 2, 3), (0, 1, 2, 2), (0, 2, 2, 2), (0, 0, 2, 2), (1, 1, 1, 1)])
     found = dyadic._resampled_rho(dyadic._dense(a), dyadic._dense(b), drawn)
