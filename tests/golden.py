@@ -74,6 +74,8 @@ def judged(*cases: tuple[float, float, float, float]) -> Any:
 
 GRID = np.geomspace(halflife.FASTEST, halflife.SLOWEST * 12, 240)
 SLOW = 0.99 * halflife.SLOWEST * 12
+APART = [f"q{i}" for i, size in enumerate((1, 1, 2, 6, 3, 5, 4, 1, 7)) for _ in range(size)]
+WEAK = np.random.default_rng(1).normal(size=(len(APART), 3)).round(3) + 0.4
 SILENT = HEADS.copy()
 SILENT[:, 0, 0] = 0
 NINE = [(f"s{i}", f"t{j}") for i in range(9) for j in range(3)]
@@ -192,9 +194,9 @@ CASES: dict[str, Callable[[], Any]] = {
         (12, 8, 20, 0), (12.1, 8, 20, 0), (9, 5, SLOW, 0), (9, 5, SLOW - 1e-9, 0), (9, 5, 150, 0),
     ),
     "dyadic 5": lambda: dyadic_spearman(**nodes(5), resamples=300),
-    "9 sources": lambda: by_source(NINE_X, NINE_Y, *zip(*NINE, strict=True), seed=3, permutations=200),
+    "9 sources": lambda: by_source(NINE_X, NINE_Y, *zip(*NINE, strict=True), seed=3, permutations=3000),
     "1 source of 8": lambda: by_source(NINE_X[:8], NINE_Y[:8], ["a"] * 8, list("bcdefghi"), permutations=50),
-    "max t, weak and unequal": lambda: max_t(NOISE[:, :3] + 0.3, UNEQUAL),
+    "max t, weak and unequal": lambda: max_t(WEAK, APART),
     "max t of 4, its least p": lambda: [max_t(CURVES[:4], level=level) for level in (0.875, 0.874)],
     "quantile": lambda: simultaneous_quantile(CURVES, np.ones(18)),
     "mean, bootstrap, labelled": lambda: mean_interval(

@@ -17,7 +17,7 @@ REASONS = {
     "names of axes may be written in any case": r'"[A-Z_. ,()]+ -> [A-Z_. ()]+"',
     "a bound of rounding: what lies at it is noise": r"ROUNDING|clamp\(|np\.clip\(",
     "the size of a block or a buffer: the same numbers from other memory": r"\bstep = |out=|CHUNK",
-    "a default seed or count on which no claim depends": r"seed: int|n_splits: int|n_permutations: int",
+    "a default seed or count on which no claim depends": r"(seed|n_splits|n_permutations|resamples): int",
 }
 # single mutants that the patterns above do not cover, by what was changed: why each is equivalent
 SINGLE = {
@@ -97,6 +97,11 @@ SINGLE = {
     "y.sum(0) / weight, 1.0)": "nobody's tokens have no weight",
     "_fit(np.ones((2, n))": "the first row is taken",
     # nodes, sources, layers
+    "defined = norms >= 0": "0 / 0 is NaN by itself",
+    "defined = norms > 1": "ranks that differ have a norm of 1.5 at least",
+    "(weight * sizes**3)": "1 / t^2 moves by the same for every flip",
+    "for metric in metrics], +1)": "a metric has one value a cell: axis 1 is the last",
+    "swept.deviation < allowed": "what lies at a bound of rounding is noise",
     "np.where(defined, norms, 2)": "what is divided there is not taken",
     "int(values.max()) + 2": "one more place, where nothing is counted",
     "np.maximum(pair.sum(1), 2)": "a single pair has no rho anyway",

@@ -299,6 +299,11 @@ def test_small_divergences_over_a_large_vocabulary_keep_their_digits():
         assert_close(found.kl[:, a, b].double(), kl, atol=5e-8, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 512), (2, 3, 600), (3, 512, 600), (512, 600)])
+def test_a_sum_is_over_the_last_axis_whole_short_sums_or_not(shape):
+    assert_close(dv._sum(torch.ones(shape)).double(), torch.full(shape[:-1], float(shape[-1])).double())
+
+
 def test_kl_of_log_probabilities_is_over_the_last_axis():
     log_p, log_q = torch.randn(2, 3, 4, 7, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
     assert_close(dv.kl_from_log(log_p, log_q), dv.kl(log_p, log_q), atol=1e-6, rtol=1e-5)

@@ -12,6 +12,7 @@ from mechinterp.stats.association import partial_spearman, pearson, spearman
 from mechinterp.stats.bootstrap import bootstrap_curve, published_sem
 from mechinterp.stats.clustered import clustered_mean, studentised
 from mechinterp.stats.dyadic import node_bootstrap
+from mechinterp.stats.intervals import curve_interval
 from mechinterp.stats.multiplicity import max_t, sign_balance
 from mechinterp.stats.paired import sign_flip
 from tests import golden
@@ -141,3 +142,11 @@ def same(found, known):
 def test_what_a_resampled_statistic_gives_is_numbers():
     found = node_bootstrap(lambda i, j: float(len(i)), 5, resamples=20)
     assert found.dtype == np.float64 and ((found >= 0) & (found <= 10)).all() and found.min() < 10
+
+
+def test_a_curve_is_a_table_of_one_line_a_position():
+    curve = curve_interval(torch.tensor(CURVES))
+    table = curve.to_dataframe("token", "projection")
+    assert list(table) == ["token", "projection", "low", "high"] and list(table.token) == [0, 1, 2, 3]
+    for column, values in (("projection", curve.estimate), ("low", curve.low), ("high", curve.high)):
+        assert list(table[column]) == pytest.approx(list(values), nan_ok=False)

@@ -100,14 +100,13 @@ def _draws(n_nodes: int, seed: int, resamples: int) -> Int[np.ndarray, "resample
 def _resampled_rho(
     x: Int[np.ndarray, "node node"], y: Int[np.ndarray, "node node"], drawn: Int[np.ndarray, "resample node"]
 ) -> Float[np.ndarray, "resample"]:
-    """rho of the pairs of each resample, all at once; NaN under three pairs or where one is constant."""
+    """rho of the pairs of each resample, all at once; NaN where one is constant, as under three pairs."""
     first, second = np.triu_indices(len(x), 1)
     i, j = drawn[:, first], drawn[:, second]
     pair = i != j
-    n = pair.sum(1)
     one, other = (_centred_ranks(values[i, j], pair) for values in (x, y))
     norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
-    defined = (n >= 3) & (norms > 0)
+    defined = norms > 0
     return np.where(defined, (one * other).sum(1) / np.where(defined, norms, 1), math.nan)
 
 
