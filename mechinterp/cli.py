@@ -14,7 +14,7 @@ from mechinterp import cli_models, cli_plan, cli_run
 from mechinterp.cli_text import printable, say, talk
 
 EXAMPLES = """examples:
-  mechinterp demo                                      the persistence study at demo size, with its report
+  mechinterp demo                                      five studies at demo size, with one report
   mechinterp studies                                   what can be run
   mechinterp run persistence --preset demo --out runs/p --set "roles=['medieval_bard']"
   mechinterp run persistence --config mine.toml --out runs/mine --dry-run
@@ -44,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="run the persistence study at demo size and write its report")
+    demo = commands.add_parser("demo", help="run five studies at demo size and write one report of them")
     demo.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)"
+        "--out", type=Path, default=Path("runs/demo"), help="the folder of their runs (default: runs/demo)"
     )
     demo.set_defaults(act=_demo)
 
@@ -141,11 +141,11 @@ def _message(error: BaseException) -> str:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    from mechinterp import running
+    from mechinterp.demo import demo
 
     talk()
     _say_if_crowded()
-    for result in running.demo(given.out):
+    for result in demo(given.out):
         say(result.headline())
     print(f"report: {given.out / 'report.html'}")
     return 0

@@ -172,7 +172,7 @@ def _log(line: str) -> None:
     logging.getLogger("mechinterp").info(line)
 
 
-def _end_with_the_starter() -> None:
+def end_with_the_starter() -> None:
     """Ends this process when the one that holds the other end of standard input does."""
 
     def wait() -> None:
@@ -189,7 +189,7 @@ def main(folder: str, share: str, limit: str | None = None) -> int:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter tells its workers to stop
-    _end_with_the_starter()
+    end_with_the_starter()
     asked, there = reopened(Path(folder))
     torch.set_num_threads(there.manifest.threads)
     place = Share.parse(share)

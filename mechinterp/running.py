@@ -134,20 +134,6 @@ def write_report_of(asked: Asked, result: Any, opened: Run, formats: Sequence[Fi
     return write_report(asked.module.page(asked.config, result, opened), opened.folder, formats=formats)
 
 
-def demo(folder: Path) -> list[Any]:
-    """Every study of the demo at its demo size, each in a folder of its own, and one report of them all."""
-    import studies
-    from mechinterp.report import write_book
-
-    results, chapters = [], {}
-    for study, overrides in studies.DEMO.items():
-        asked = ask(study, preset="demo", overrides=[one.format(demo=folder) for one in overrides])
-        results.append(run(asked, folder / study))
-        chapters[study] = asked.module.page(asked.config, results[-1], Run.read(folder / study))
-    write_book("mechinterp demo", chapters, folder)
-    return results
-
-
 def reopened(folder: Path) -> tuple[Asked, Run]:
     """A run directory to look at: its study and configuration, read-only."""
     found = Run.read(folder)

@@ -23,3 +23,4 @@ DEMO = {  # in the order of their chapters; `{demo}` is the folder that holds th
     "output_divergence": (),
     "kl_aggregation": (),
 }
+BESIDE = ("zlt_attention", "marker_locus")  # these make half of the demo; the second reads the first
