@@ -12,13 +12,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechinterp.jobs import end_with_the_starter
 from mechinterp.running import Asked, ask, run
 from mechinterp.runs import Run
+
+if TYPE_CHECKING:
+    from mechinterp.report import Page
 
 
 def demo(folder: Path) -> list[Any]:
@@ -26,17 +29,23 @@ def demo(folder: Path) -> list[Any]:
     import torch
 
     import studies
+    from mechinterp.report import write_book
 
     threads = torch.get_num_threads()
-    if threads > 1:
-        torch.set_num_threads(threads // 2)
-        try:
-            with _beside(folder, studies.BESIDE, threads // 2):
-                _run_all(folder, [study for study in studies.DEMO if study not in studies.BESIDE], True)
-            return _concluded(folder)  # and what the other process left undone
-        finally:
-            torch.set_num_threads(threads)
-    return _concluded(folder)
+    beside = [study for study in studies.DEMO if study in studies.BESIDE] if threads > 1 else []
+    done: dict[str, tuple[Any, Page]] = {}
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        with _beside(folder, beside, torch.get_num_threads()) if beside else nullcontext():
+            for study in studies.DEMO:
+                if study not in beside:
+                    done[study] = _concluded(folder, study)
+        for study in beside:  # with what the other process left undone
+            done[study] = _concluded(folder, study)
+    finally:
+        torch.set_num_threads(threads)
+    write_book("mechinterp demo", {study: done[study][1] for study in studies.DEMO}, folder)
+    return [done[study][0] for study in studies.DEMO]
 
 
 @contextmanager
@@ -60,22 +69,11 @@ def _beside(folder: Path, names: Sequence[str], threads: int) -> Iterator[None]:
         process.wait()
 
 
-def _run_all(folder: Path, names: Sequence[str], progress: bool) -> None:
-    for study in names:
-        run(_asked(folder, study), folder / study, progress=progress, report=False)
-
-
-def _concluded(folder: Path) -> list[Any]:
-    import studies
-    from mechinterp.report import write_book
-
-    results, chapters = [], {}
-    for study in studies.DEMO:
-        asked = _asked(folder, study)
-        results.append(run(asked, folder / study))
-        chapters[study] = asked.module.page(asked.config, results[-1], Run.read(folder / study))
-    write_book("mechinterp demo", chapters, folder)
-    return results
+def _concluded(folder: Path, study: str) -> tuple[Any, Page]:
+    """A study's result and its page, finished or not before."""
+    asked = _asked(folder, study)
+    result = run(asked, folder / study)
+    return result, asked.module.page(asked.config, result, Run.read(folder / study))
 
 
 def _asked(folder: Path, study: str) -> Asked:
@@ -89,7 +87,8 @@ def main(folder: str, *names: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter stops it
     end_with_the_starter()
     try:
-        _run_all(Path(folder), names, progress=False)
+        for study in names:
+            run(_asked(Path(folder), study), Path(folder) / study, progress=False, report=False)
     except (ValueError, OSError, RuntimeError):
         return 1
     return 0

@@ -68,7 +68,8 @@ def test_after_an_error_nothing_runs_beside(two_threads, tmp_path, monkeypatch):
             started.append(self)
 
     monkeypatch.setattr(demos.subprocess, "Popen", Started)
-    monkeypatch.setattr(demos, "_run_all", lambda *_: 1 / 0)
+    monkeypatch.setattr(studies, "DEMO", {STUDY: (), "persistence": ()})
+    monkeypatch.setattr(demos, "_concluded", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demos.demo(tmp_path)
     assert started[0].poll() is not None and torch.get_num_threads() == 2

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FINDERS = {f"mechinterp.{name}" for name in ("cli", "running", "study_files")}  # they find studies when asked
+FINDERS = {
+    f"mechinterp.{name}" for name in ("cli", "demo", "running", "study_files")
+}  # they find studies when asked
 PACKAGES = ["mechinterp", "probes", "patching", "studies"]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = ["torch", "transformers", "plotly", "nnsight", "transformer_lens", "pandas", "scipy"]
