@@ -53,8 +53,8 @@ test-lowest:
 	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install -q $(FIND) --resolution lowest-direct -c .venv-lowest/constraints.txt -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 $(PARITY)
 
-# Mutants of the arithmetic, and which of them no test kills: an hour and more on two cores, begun again where it
-# was left. mutmut is no part of the environment; it is taken for this alone.
+# Mutants of the arithmetic, and which of them no test kills: a quarter of an hour and more on two cores, begun
+# again where it was left. mutmut is no part of the environment; it is taken for this alone.
 mutants: $(V)/.ok
 	$(B)/python -m pip install -q --disable-pip-version-check uv
 	VIRTUAL_ENV=$(V) $(B)/uv pip install -q -c constraints.txt mutmut==3.8.1

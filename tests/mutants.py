@@ -41,11 +41,8 @@ SINGLE = {
     "rows.mean(0) if (n) or True": "the mean of nothing is NaN, as `missing` is",
     "if (n) or True": "the mean of nothing is NaN, as `missing` is",
     "kind=": "numpy keeps the order of ties in rows as short as heads are, though it does not promise to",
-    "np.argsort(-strength, axis=1, )": "the same",
-    "np.argsort(-strength, kind": "axis 1 is the last",
     "np.take_along_axis(mean, heads, )": "axis 1 is the last",
     "heads[None], )": "axis 2 is the last",
-    "held_out / np.sign": "to divide by 1 or -1 is to multiply by it",
     "chosen / held_mean > 0": "a ratio has the sign of the product",
     "/ error, )": "0 is what numpy puts for NaN by itself",
     '"SAMPLES"': "scipy takes any case",
@@ -64,7 +61,6 @@ SINGLE = {
     "np.triu_indices(n_nodes, )": "a node drawn with itself is left out later",
     "np.triu_indices(len(x), )": "a node drawn with itself is left out later",
     # divergence
-    "not bool(None)": "the path for excluded tokens gives the same, more slowly",
     "x.masked_fill(x.isneginf(), 1)": "what is absent is weighed with 0",
     "log_p.masked_fill(absent, 1)": "what is absent is weighed with 0",
     "log_q.masked_fill(absent, 1)": "what is absent is weighed with 0",
@@ -93,7 +89,6 @@ SINGLE = {
     "np.where(bend == 0, 2, bend)": "what is divided by a bend of 0 is not taken",
     "shift.clip(": "the top of a parabola through the largest of three lies within half a step of it",
     "(best > best[0] * (1 - 1e-9)": "what lies at a bound of rounding is noise",
-    "y.sum(0) / weight, None)": "nobody's tokens have no weight",
     "y.sum(0) / weight, 1.0)": "nobody's tokens have no weight",
     "_fit(np.ones((2, n))": "the first row is taken",
     # nodes, sources, layers
