@@ -7,16 +7,13 @@ of the studies run beside the others, in a process of their own, and each proces
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechinterp.jobs import end_with_the_starter
+from mechinterp import beside
 from mechinterp.running import Asked, ask, run
 from mechinterp.runs import Run
 
@@ -32,16 +29,12 @@ def demo(folder: Path) -> list[Any]:
     from mechinterp.report import write_book
 
     threads = torch.get_num_threads()
-    beside = [study for study in studies.DEMO if study in studies.BESIDE] if threads > 1 else []
-    done: dict[str, tuple[Any, Page]] = {}
+    others = [study for study in studies.DEMO if study in studies.BESIDE] if threads > 1 else []
     torch.set_num_threads(max(1, threads // 2))
     try:
-        with _beside(folder, beside, torch.get_num_threads()) if beside else nullcontext():
-            for study in studies.DEMO:
-                if study not in beside:
-                    done[study] = _concluded(folder, study)
-        for study in beside:  # with what the other process left undone
-            done[study] = _concluded(folder, study)
+        with _beside(folder, others, torch.get_num_threads()) if others else nullcontext():
+            done = {study: _concluded(folder, study) for study in studies.DEMO if study not in others}
+        done |= {study: _concluded(folder, study) for study in others}  # with what was left undone
     finally:
         torch.set_num_threads(threads)
     write_book("mechinterp demo", {study: done[study][1] for study in studies.DEMO}, folder)
@@ -53,20 +46,14 @@ def _beside(folder: Path, names: Sequence[str], threads: int) -> Iterator[None]:
     """These studies run meanwhile; at the end they are waited for, and after an error they are stopped."""
     log = logging.getLogger("mechinterp")
     log.info("beside run: %s", ", ".join(names))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mechinterp.demo", str(folder), *names],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
+    process = beside.started("mechinterp.demo", str(folder), *names, threads=threads)
     try:
         yield
         if process.poll() is None:
             log.info("waiting for what runs beside")
         process.wait()
     finally:
-        process.kill()
-        process.wait()
+        beside.stopped(process)
 
 
 def _concluded(folder: Path, study: str) -> tuple[Any, Page]:
@@ -84,8 +71,7 @@ def _asked(folder: Path, study: str) -> Asked:
 
 def main(folder: str, *names: str) -> int:
     """The process beside; what it cannot do is left to the one that started it, which says why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter stops it
-    end_with_the_starter()
+    beside.follow_the_starter()
     try:
         for study in names:
             run(_asked(Path(folder), study), Path(folder) / study, progress=False, report=False)

@@ -10,14 +10,13 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechinterp import engine
+from mechinterp import beside, engine
 from mechinterp.cells import Cell, needed
 from mechinterp.progress import failures, forget_failures
 from mechinterp.running import Asked, joined, opened, reopened
@@ -105,14 +104,19 @@ def run_jobs(
         if all(alone.finished(cell) for cell in cells):
             return
     _say_threads(n, alone.manifest.threads)
-    workers = [_start(alone, Share(place, n), limit) for place in range(n)]
+    rest = [] if limit is None else [str(limit)]
+    workers = [
+        beside.started(
+            "mechinterp.jobs", str(alone.folder), f"{place}/{n}", *rest, threads=alone.manifest.threads
+        )
+        for place in range(n)
+    ]
     try:
         with engine.interruptible(alone):
             watch(alone, cells, workers, progress)
     finally:
         for worker in workers:
-            worker.kill()
-            worker.wait()
+            beside.stopped(worker)
     check(alone, cells)
     if not all(alone.finished(cell) for cell in cells):
         raise RuntimeError(
@@ -148,17 +152,6 @@ def watch(
                     _log(f"a worker was killed by signal {-worker.returncode}; {len(alive)} others go on")
 
 
-def _start(run: Run, share: Share, limit: int | None) -> subprocess.Popen[bytes]:
-    """A worker's process; its standard input stays open for as long as this process lives."""
-    told = [str(run.folder), f"{share.place}/{share.of}", *([] if limit is None else [str(limit)])]
-    return subprocess.Popen(
-        [sys.executable, "-m", "mechinterp.jobs", *told],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(run.manifest.threads)},
-    )
-
-
 def _say_threads(n: int, threads: int) -> None:
     cores = os.cpu_count() or 1
     if n * threads > cores:
@@ -172,24 +165,11 @@ def _log(line: str) -> None:
     logging.getLogger("mechinterp").info(line)
 
 
-def end_with_the_starter() -> None:
-    """Ends this process when the one that holds the other end of standard input does."""
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main(folder: str, share: str, limit: str | None = None) -> int:
     """A worker of `run_jobs`: begins at its share and goes on with all that is left."""
-    import signal
-
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter tells its workers to stop
-    end_with_the_starter()
+    beside.follow_the_starter()
     asked, there = reopened(Path(folder))
     torch.set_num_threads(there.manifest.threads)
     place = Share.parse(share)

@@ -54,7 +54,7 @@ def test_what_runs_beside_is_found_finished_and_is_one_report(two_threads, left,
 
 def test_what_the_other_process_leaves_undone_is_done_here(two_threads, left, tmp_path, monkeypatch):
     start, fail = subprocess.Popen, [sys.executable, "-c", "raise SystemExit(1)"]
-    monkeypatch.setattr(demos.subprocess, "Popen", lambda _, **more: start(fail, **more))
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **more: start(fail, **more))
     (result,) = demos.demo(tmp_path)
     assert left[0] > 0 and result.headline()
 
@@ -67,7 +67,7 @@ def test_after_an_error_nothing_runs_beside(two_threads, tmp_path, monkeypatch):
             super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **more)
             started.append(self)
 
-    monkeypatch.setattr(demos.subprocess, "Popen", Started)
+    monkeypatch.setattr(subprocess, "Popen", Started)
     monkeypatch.setattr(studies, "DEMO", {STUDY: (), "persistence": ()})
     monkeypatch.setattr(demos, "_concluded", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
