@@ -11,11 +11,9 @@ import torch
 from mechinterp.model import Model
 from studies import finetune_training as training
 from studies.causal_proximity_config import Config
-from studies.finetune_config import Lora, shortened
+from studies.finetune_config import FEW, Lora, shortened
 from studies.finetune_lora import trainable
 from studies.trained import trained
-
-FEW = 2  # steps of a training that is counted for all of its steps
 
 
 def planned(config: Config, base: Model, folder: Path) -> tuple[Config, dict[str, float]]:
@@ -32,8 +30,7 @@ def planned(config: Config, base: Model, folder: Path) -> tuple[Config, dict[str
     }
     percents = [percent for percent in config.percents if percent]
     fewest = {"convergence": 100 // gcd(*percents), "marker_training": FEW, "narrow": FEW}
-    short = {name: min(n, getattr(config, name).n_steps) for name, n in fewest.items()}
-    few = {name: shortened(getattr(config, name), n) for name, n in short.items()}
+    few = {name: shortened(getattr(config, name), n) for name, n in fewest.items()}
     tasks = {"converge": "convergence", "mark": "marker_training", "train_narrow": "narrow"}
     settings = {name: one for name, (one, _) in few.items()}
     small = config.model_copy(update={"adapters": adapters, **settings})

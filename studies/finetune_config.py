@@ -100,8 +100,12 @@ class Recipe(_Part):
     top_p: float = Field(default=0.95, gt=0, le=1)
 
 
-def shortened(training: Training, n_steps: int) -> tuple[Training, float]:
+FEW = 2  # steps of a training that is counted for all of its steps
+
+
+def shortened(training: Training, at_most: int = FEW) -> tuple[Training, float]:
     """The same training of so few batches, and how many of its batches each of them stands for."""
+    n_steps = min(at_most, training.n_steps)
     times = training.n_steps * training.accumulation / n_steps
     return training.model_copy(update={"n_steps": n_steps, "accumulation": 1}), times
 

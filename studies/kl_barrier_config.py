@@ -54,5 +54,5 @@ class Config(ModelConfig):
 
 def planned(config: Config, base: Any, folder: Path) -> tuple[Config, dict[str, float]]:
     """For `mechinterp plan`: few steps of each training, and how many each of them stands for."""
-    few, times = shortened(config.training, min(2, config.training.n_steps))
+    few, times = shortened(config.training)
     return config.model_copy(update={"training": few}), {"train": times}

@@ -50,13 +50,13 @@ TIED = np.zeros((6, 2, 40))
 TIED[:, :, 1] = np.random.default_rng(9).normal(size=(6, 2)).round(2) - 1
 GROUPED = DRAWN.normal(size=(5, 4)).round(3) + np.arange(5)[:, None]
 NOISE = np.random.default_rng(10).normal(size=(18, 12)).round(3)
-LEVEL = np.arange(12)  # tokens
+TOKENS = np.arange(12)
 
 
 def decaying(*half_lives: float, noise: float = 0.0, n: int = 8) -> torch.Tensor:
     """Runs that decay so, the half-lives in turn, with some noise."""
     lives = np.array([half_lives[i % len(half_lives)] for i in range(n)])
-    return torch.tensor(2.0 ** (-LEVEL / lives[:, None]) + noise * NOISE[:n])
+    return torch.tensor(2.0 ** (-TOKENS / lives[:, None]) + noise * NOISE[:n])
 
 
 def unseen(curves: torch.Tensor, first: int) -> torch.Tensor:
